@@ -1,0 +1,1 @@
+"""Train ResNet-50 from scratch on ImageNet-1k."""
