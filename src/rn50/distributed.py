@@ -1,0 +1,108 @@
+"""The processes of a run: one by default, many under ``torchrun``, on one path.
+
+Outside this module nothing asks whether the run is distributed: rank 0 of 1 is a group like any
+other, and its reductions return what they are given.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this process is the one that writes."""
+        return self.rank == 0
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return a module whose backward averages gradients over the processes.
+
+        The caller keeps ``model``: its state is the one that is saved.
+        """
+        if self.world_size == 1:
+            return model
+        ids = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True
+        )
+
+    def accumulating(self, net: nn.Module, *, last: bool) -> Any:
+        """Return a context in which gradients stay local until the last micro-batch."""
+        if isinstance(net, nn.parallel.DistributedDataParallel) and not last:
+            return net.no_sync()
+        return nullcontext()
+
+    def sum(self, counts: Int64[Tensor, " counts"]) -> Int64[Tensor, " counts"]:
+        """Return the element-wise sum over the processes, on every process; exact, as integers."""
+        if self.world_size == 1:
+            return counts
+        total = counts.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Return on every process whether ``flag`` holds on at least one.
+
+        Travels from host to host, so that no device is waited for.
+        """
+        return bool(self.sum(torch.tensor([int(flag)])).item())
+
+    def share_buffers(self, *models: nn.Module) -> None:
+        """Give every process the first one's BatchNorm statistics, which each keeps by itself."""
+        if self.world_size == 1:
+            return
+        for model in models:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def from_first(self, value: str) -> str:
+        """Return on every process the text that the first one holds."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def group(device_type: str) -> Iterator[Group]:
+    """Join the group that ``torchrun`` describes in the environment, or be alone.
+
+    Args:
+        device_type: ``"cuda"`` sends device tensors by NCCL; host tensors always go by gloo.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Group()
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield Group(
+            rank=dist.get_rank(),
+            world_size=world_size,
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,40 @@
+"""Named runs: functions that return a ``Run``, each with its source and its results."""
+
+import difflib
+from collections.abc import Callable
+
+from rn50.config import Run
+from rn50.errors import UsageError
+from rn50.recipes.imagenet import imagenet_90
+from rn50.recipes.small import cifar10_resnet18, cifar10_resnet50, demo, tiny_imagenet_resnet50
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "demo": demo,
+    "cifar10-resnet18": cifar10_resnet18,
+    "cifar10-resnet50": cifar10_resnet50,
+    "tiny-imagenet-resnet50": tiny_imagenet_resnet50,
+    "imagenet-90": imagenet_90,
+}
+
+
+def recipe(name: str) -> Run:
+    """Return the run of a recipe.
+
+    Raises:
+        UsageError: There is no such recipe; the message offers the nearest names.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UsageError(f"there is no recipe '{name}'{hint} Known are: {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def summary(name: str) -> str:
+    """Return the first line of a recipe's docstring."""
+    return (RECIPES[name].__doc__ or "").strip().splitlines()[0]
+
+
+def equivalent_epochs(run: Run) -> float:
+    """Return epochs times (training side / 224) squared: the cost of a run in 224 px epochs."""
+    return run.epochs * (run.images.train_px / 224) ** 2
