@@ -1,0 +1,304 @@
+"""The packed data set: plain tar files of JPEGs, with an index beside them for random access.
+
+A folder holds, for each split, shards named ``train-000000.tar`` in WebDataset's layout (members
+``<key>.jpg`` and ``<key>.cls``), ``train.index.npy`` with one ``RECORD`` per image, and
+``train.keys.txt`` with one key per line; ``manifest.json`` lists them all with sizes and hashes.
+Image ``i`` is row ``i`` of the index, which is sorted by (label, key): the numbering does not
+depend on the order in which a folder or an archive happened to yield the images.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import tarfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from rn50 import durable
+from rn50.data.sources.base import ClassName
+from rn50.errors import DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+END = bytes(2 * tarfile.BLOCKSIZE)
+"""What ends a tar file."""
+RECORD = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("label", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("digest", "<u8"),
+    ]
+)
+"""One image: where its JPEG's bytes lie in which shard, what it shows, its size in pixels, and
+``image_digest`` of the JPEG."""
+
+Records = Shaped[np.ndarray, "_"]
+"""A row of ``RECORD``, of any length."""
+
+
+class PackedDataset:
+    """A folder made by ``rn50 prepare``, opened for reading."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        for file in files(manifest):
+            if Path(file["file"]).name != file["file"]:
+                raise ValueError(f"{file['file']!r} lies in another folder")
+        self.classes = tuple(ClassName(c["id"], c["name"]) for c in manifest["classes"])
+        """In the order of the labels."""
+        self.fingerprint: str = manifest["fingerprint"]
+        """Hash of the classes, labels and images; see ``fingerprint``."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "PackedDataset":
+        """Read the manifest of ``folder``; nothing is decoded or hashed.
+
+        Raises:
+            DataError: ``folder`` is not a packed data set, or its manifest is damaged.
+        """
+        path = folder / MANIFEST
+        if not os.path.isfile(path):
+            raise DataError(_not_packed(folder))
+        try:
+            manifest = json.loads(path.read_bytes())
+            if manifest["format"] != FORMAT:
+                raise DataError(
+                    f"{path} has format {manifest['format']}; this version reads format {FORMAT}; "
+                    "prepare the data again, or use the version that wrote it "
+                    f"({manifest.get('tool', 'unknown')})"
+                )
+            return cls(folder, manifest)
+        except OSError as error:
+            raise _unreadable(error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is damaged ({type(error).__name__}: {error}); it must be the file that "
+                "`rn50 prepare` wrote; prepare the data again"
+            ) from error
+
+    def split(self, name: str) -> "PackedSplit":
+        """Map the shards of the split ``name``, ``"train"`` or ``"val"``.
+
+        Raises:
+            DataError: There is no such split, or a file is missing, cut off or (for the index)
+                altered. The content of the shards is checked by ``verify`` only.
+        """
+        splits = self.manifest["splits"]
+        if name not in splits:
+            raise DataError(
+                f"{self.folder} has no split {name!r}; it has {', '.join(map(repr, splits))}; "
+                "choose one of these"
+            )
+        try:
+            return PackedSplit(self.folder, name, splits[name])
+        except OSError as error:
+            raise _unreadable(error) from error
+
+
+class PackedSplit:
+    """The images of one split, by number, for any number of threads."""
+
+    def __init__(self, folder: Path, name: str, entry: dict[str, Any]) -> None:
+        self.name = name
+        self.folder = folder
+        self._shards: list[str] = [shard["file"] for shard in entry["shards"]]
+        for part in (*entry["shards"], entry["index"], entry["keys"]):
+            check_size(folder, part)
+        self._keys_file = folder / entry["keys"]["file"]
+        self.index = _load_index(folder, entry)
+        """One ``RECORD`` per image, read-only and in the page cache, not in Python's memory."""
+        _allow_open_files(len(self._shards))
+        self._views = [_view(folder / shard) for shard in self._shards]
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of images."""
+        return len(self.index)
+
+    @cached_property
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """Return each image's class index."""
+        return self.index["label"].astype(np.int64)
+
+    @cached_property
+    def widths(self) -> Int64[np.ndarray, " images"]:
+        """Return each image's width in pixels."""
+        return self.index["width"].astype(np.int64)
+
+    @cached_property
+    def heights(self) -> Int64[np.ndarray, " images"]:
+        """Return each image's height in pixels."""
+        return self.index["height"].astype(np.int64)
+
+    def jpeg(self, i: int) -> memoryview:
+        """Return image ``i``'s JPEG as a view into the mapped shard, without copy or lock."""
+        shard: int
+        offset: int
+        length: int
+        shard, offset, length, *_ = self.index[i].item()
+        return self._views[shard][offset : offset + length]
+
+    def shard(self, number: int) -> memoryview:
+        """Return all bytes of a shard, a view into its mapping."""
+        return self._views[number]
+
+    def key(self, i: int) -> str:
+        """Return the name of image ``i``, such as ``n01443537/n01443537_0``."""
+        start = self._key_ends[i - 1] + 1 if i > 0 else 0
+        return bytes(self._keys[start : self._key_ends[i]]).decode()
+
+    def describe(self, i: int) -> str:
+        """Return the key of image ``i`` and where it lies, for messages."""
+        row = self.index[i]
+        return f"{self.key(i)} ({self._shards[row['shard']]} at byte {row['offset']})"
+
+    @cached_property
+    def _keys(self) -> memoryview:
+        return _view(self._keys_file)
+
+    @cached_property
+    def _key_ends(self) -> Int64[np.ndarray, " images"]:
+        ends = np.flatnonzero(np.frombuffer(self._keys, np.uint8) == ord("\n"))
+        if len(ends) != self.num_images:
+            raise DataError(
+                f"{self._keys_file} has {len(ends)} lines for {self.num_images} images; "
+                "it must be the file that `rn50 prepare` wrote; prepare the data again"
+            )
+        return ends
+
+
+def frame(key: str, num_bytes: int, label: int) -> tuple[bytes, bytes]:
+    """Return what stands in a shard before and after a JPEG of ``num_bytes``.
+
+    Before it, the header of ``<key>.jpg``; after it, filler, and the member ``<key>.cls`` with the
+    label. A function of these values alone, so that ``verify`` can compare every byte.
+    """
+    text = b"%d" % label
+    tail = _padding(num_bytes) + _header(f"{key}.cls", len(text)) + text + _padding(len(text))
+    return _header(f"{key}.jpg", num_bytes), tail
+
+
+def image_digest(jpeg: bytes | memoryview) -> int:
+    """Return the 64-bit BLAKE2b hash of a JPEG, as the index keeps it."""
+    return int.from_bytes(hashlib.blake2b(jpeg, digest_size=8).digest(), "little")
+
+
+def fingerprint(classes: Iterable[ClassName], indexes: Iterable[tuple[str, Records]]) -> str:
+    """Return the hash that says whether two packed data sets train the same thing.
+
+    It covers the class ids, and for each (split, index) the labels and image digests in order;
+    neither the size of the shards nor the order of the source changes it.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    state.update(json.dumps([c.id for c in classes]).encode())
+    for split, index in indexes:
+        state.update(f"{split} {len(index)}".encode())
+        state.update(np.ascontiguousarray(index["label"]).tobytes())
+        state.update(np.ascontiguousarray(index["digest"]).tobytes())
+    return state.hexdigest()
+
+
+def files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries (file, bytes, blake2b) of all files that a manifest lists."""
+    return [
+        {name: part[name] for name in ("file", "bytes", "blake2b")}
+        for split in manifest["splits"].values()
+        for part in (*split["shards"], split["index"], split["keys"])
+    ]
+
+
+def check_size(folder: Path, part: dict[str, Any]) -> None:
+    """Raise ``DataError`` unless the file of a manifest's entry exists and has its size."""
+    path = folder / part["file"]
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing; {MANIFEST} lists it; copy the folder again or prepare it again"
+        )
+    if (size := path.stat().st_size) != part["bytes"]:
+        raise DataError(
+            f"{path} has {size} bytes; it must have {part['bytes']}; "
+            "copy it again or prepare the data again"
+        )
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """Return the header of a member: USTAR, or PAX where the name needs it."""
+    member = tarfile.TarInfo(name)
+    member.size = num_bytes
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+def _padding(num_bytes: int) -> bytes:
+    return bytes(-num_bytes % tarfile.BLOCKSIZE)
+
+
+def _load_index(folder: Path, entry: dict[str, Any]) -> Records:
+    path = folder / entry["index"]["file"]
+    # 46 MB for ImageNet's train split: hashing it takes 0.1 s, and a wrong offset costs a run.
+    if durable.file_digest(path) != entry["index"]["blake2b"]:
+        raise DataError(
+            f"{path} was altered: its hash is not that of {MANIFEST}; "
+            "copy it again or prepare the data again"
+        )
+    # The plain array of the mapping: indexing the memmap subclass is several times slower.
+    index = np.asarray(np.load(path, mmap_mode="r"))
+    if index.dtype != RECORD or len(index) != entry["images"]:
+        raise DataError(
+            f"{path} has {len(index)} rows of {index.dtype}; {MANIFEST} tells of "
+            f"{entry['images']}; prepare the data again"
+        )
+    return index
+
+
+def _view(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _allow_open_files(extra: int) -> None:
+    """Raise the soft limit of open files where it leaves no room: each mapping holds one."""
+    if os.name == "nt":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + extra
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _unreadable(error: OSError) -> DataError:
+    return DataError(
+        f"cannot read {error.filename}: {error.strerror}; a packed data set must be readable; "
+        "check its permissions and the disk"
+    )
+
+
+def _not_packed(folder: Path) -> str:
+    if not os.path.exists(folder):
+        return (
+            f"data folder {folder} does not exist; it must be a folder made by `rn50 prepare`; "
+            f"run: rn50 prepare SOURCE {folder}"
+        )
+    expected = "training reads packed data"
+    if folder.is_file():
+        return f"{folder} is a file; {expected}; run: rn50 prepare {folder} DEST"
+    if any(path.is_dir() for path in folder.glob("[!.]*")):
+        return (
+            f"{folder} has no {MANIFEST} and looks like a folder of images; {expected}; "
+            f"run: rn50 prepare {folder} DEST"
+        )
+    return f"{folder} has no {MANIFEST}; {expected}; run: rn50 prepare SOURCE DEST"

@@ -1,0 +1,85 @@
+"""What every distribution of a data set is turned into before it is packed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "val"]
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+class BadImageError(Exception):
+    """One image that cannot be packed; the text says why, without its name."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ClassName:
+    """A class: the identifier that orders it, and the words a person reads."""
+
+    id: str
+    """WordNet id such as ``n01440764``, or the class folder's name. Index = rank of the id."""
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One labelled image of a source, not yet read."""
+
+    split: Split
+    class_id: str
+    path: str
+    """Where it lies in the source, with ``/`` between folders; for messages and for its key."""
+    read: Callable[[], bytes]
+    """Return the file's bytes, from any thread and at any time; or raise ``BadImageError``."""
+
+
+@dataclass(slots=True)
+class Skipped:
+    """What a source left out, by reason, so that nothing is lost without a word."""
+
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    """Reason such as ``"not an image"`` -> paths."""
+
+    def add(self, reason: str, path: str) -> None:
+        """Record that ``path`` was left out for ``reason``."""
+        self.paths.setdefault(reason, []).append(path)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set as it was distributed: a folder, an archive, or a generator."""
+
+    @property
+    def kind(self) -> str:
+        """Return the layout's name, such as ``"class folders"``."""
+        ...
+
+    @property
+    def classes(self) -> tuple[ClassName, ...]:
+        """Return the classes, sorted by id."""
+        ...
+
+    @property
+    def skipped(self) -> Skipped:
+        """Return what was left out so far; complete once ``images`` is exhausted."""
+        ...
+
+    def count(self) -> int:
+        """Return the number of images of all splits."""
+        ...
+
+    def images(self) -> Iterator[SourceImage]:
+        """Yield every image once, in an order that depends on the source's content alone."""
+        ...
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A source that lies in a folder or a file, unlike one that is generated."""
+
+    @property
+    def origin(self) -> Path:
+        """Return the folder or the archive."""
+        ...
