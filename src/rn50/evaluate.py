@@ -1,0 +1,158 @@
+"""One exact pass over a split: every image once, at any world size, integers added at the end."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rn50 import hardware
+from rn50.augment.device import Normalise
+from rn50.config import Hardware, Images
+from rn50.data.loader import Loader
+from rn50.data.plan import evaluation_requests
+from rn50.data.shards import PackedDataset, PackedSplit
+from rn50.distributed import Group
+from rn50.errors import DataError, UsageError
+from rn50.hardware import Compute
+from rn50.model import weights
+
+LOSS_UNIT = 2.0**-16
+"""Losses are added as integers of this unit, so that their sum does not depend on the order."""
+
+_BATCH = 256
+
+
+def check_classes(num_classes: int, dataset: PackedDataset) -> None:
+    """Refuse to train a head of another size than the data set has classes.
+
+    Raises:
+        UsageError: The numbers differ.
+    """
+    if num_classes != len(dataset.classes):
+        raise UsageError(
+            f"model.num_classes is {num_classes}, but {dataset.folder} has "
+            f"{len(dataset.classes)} classes; choose the recipe for this data, or give "
+            f"--model.num-classes {len(dataset.classes)}"
+        )
+
+
+def score(path: Path, data: Path, settings: Hardware) -> dict[str, dict[str, float]]:
+    """Evaluate a weights file, or the model and the average of a run's folder, on ``data``.
+
+    Returns:
+        What ``evaluate`` does; the names are those of the files.
+
+    Raises:
+        DataError: The weights or the data cannot be read, or are of different classes.
+    """
+    files = [path]
+    if path.is_dir():
+        files = [p for name in ("model", "average") if (p := path / f"{name}.safetensors").exists()]
+        if not files:
+            raise DataError(
+                f"{path} has no weights yet; a run writes model.safetensors with its first "
+                "checkpoint; give the folder of such a run, or a weights file"
+            )
+    loaded = {file.stem: weights.load(file) for file in files}
+    dataset = PackedDataset.open(data)
+    for name, one in loaded.items():
+        if one.class_ids != tuple(c.id for c in dataset.classes):
+            raise DataError(
+                f"the weights {name} tell {len(one.class_ids)} classes apart "
+                f"({', '.join(one.class_ids[:3])} …), {data} has {len(dataset.classes)} "
+                f"({', '.join(c.id for c in dataset.classes[:3])} …); give the data of the same "
+                "classes"
+            )
+    compute = hardware.resolve(settings)
+    nets: dict[str, nn.Module] = {n: one.net.to(compute.device) for n, one in loaded.items()}
+    images = next(iter(loaded.values())).images
+    with Loader(
+        compute.device, workers=compute.workers, prefetch=settings.prefetch_batches
+    ) as loader:
+        return evaluate(nets, dataset.split("val"), images, loader, compute, Group())
+
+
+@torch.no_grad()
+def evaluate(
+    nets: dict[str, nn.Module],
+    split: PackedSplit,
+    images: Images,
+    loader: Loader,
+    compute: Compute,
+    group: Group,
+) -> dict[str, dict[str, float]]:
+    """Score several networks on every image of ``split`` in one pass over the data.
+
+    Every process must call it, with the same weights. A network's mode is restored afterwards.
+
+    Args:
+        nets: Bare networks by name, such as the model and its average.
+        split: What to score on.
+        images: Test size, resize and normalisation.
+        loader: Decodes the images.
+        compute: Device and precision.
+        group: The processes that share the pass.
+
+    Returns:
+        For each network ``loss`` (mean cross-entropy without label smoothing), ``top1``, ``top5``
+        (0 to 1) and ``images`` (how many were scored: always the whole split). With fewer than
+        five classes ``top5`` counts that many guesses.
+    """
+    was_training = {name: net.training for name, net in nets.items()}
+    for net in nets.values():
+        net.eval()
+    normalise = Normalise(images.mean, images.std).to(compute.device)
+    counts = torch.zeros(len(nets), 4, dtype=torch.int64, device=compute.device)
+    requests = evaluation_requests(
+        images, split.num_images, _BATCH, rank=group.rank, world_size=group.world_size
+    )
+    dtype = compute.autocast_dtype
+    for batch in loader.read(split, requests):
+        inputs = normalise(batch.images)
+        for row, net in enumerate(nets.values()):
+            with torch.autocast(compute.device.type, dtype=dtype, enabled=dtype is not None):
+                logits = net(inputs)
+            counts[row] += count(logits.float(), batch.labels)
+    for name, net in nets.items():
+        net.train(was_training[name])
+    totals = group.sum(counts.flatten()).view(len(nets), 4).tolist()
+    scores = {}
+    for name, (total, loss_units, top1, top5) in zip(nets, totals, strict=True):
+        assert total == split.num_images
+        scores[name] = {
+            "loss": loss_units * LOSS_UNIT / total,
+            "top1": top1 / total,
+            "top5": top5 / total,
+            "images": total,
+        }
+    return scores
+
+
+def count(
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
+) -> Int64[Tensor, " 4"]:
+    """Return images, summed loss in units of 2**-16, and top-1 and top-5 hits, on the device."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    units = (losses.nan_to_num(nan=2.0**20, posinf=2.0**20) / LOSS_UNIT).round().long().sum()
+    hits = [topk_correct(logits, labels, min(k, logits.shape[1])) for k in (1, 5)]
+    return torch.stack([torch.full_like(units, len(labels)), units, *hits])
+
+
+def topk_correct(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], k: int
+) -> Int[Tensor, ""]:
+    """Count the images whose true class is among the ``k`` highest scores.
+
+    Args:
+        logits: Unnormalised scores; among equal ones ``torch.topk`` decides.
+        labels: Class indices.
+        k: Guesses allowed per image, 1 to the number of classes.
+
+    Returns:
+        An int64 count, still on the device: no host sync.
+    """
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k is {k}; with {logits.shape[1]} classes it must be from 1 to that")
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1).sum()

@@ -1,0 +1,1 @@
+"""The networks, their averages and their weights."""

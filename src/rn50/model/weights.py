@@ -1,0 +1,115 @@
+"""Exported weights: one safetensors file that says what network it is for.
+
+Checkpoints (to resume) and weights (to evaluate, to serve) are different files. A weights file
+holds the bare network's ``state_dict``, loadable by torchvision and timm, and a header with the
+model's settings, the classes and how images must be prepared.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from rn50 import durable
+from rn50.config import Images, Model, from_plain
+from rn50.errors import DataError
+from rn50.model import resnet
+
+_HEADER = "rn50"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A network and what it takes to use it."""
+
+    net: resnet.ResNet
+    model: Model
+    images: Images
+    class_ids: tuple[str, ...]
+    """In the order of the outputs; a data set must have the same to be scored."""
+    class_names: tuple[str, ...]
+    about: dict[str, Any]
+    """Recipe, step, and whether it is the model or its average."""
+
+
+def save(path: Path, net: nn.Module, header: dict[str, Any]) -> None:
+    """Write the ``state_dict`` of a bare network with its header, atomically.
+
+    Args:
+        path: The file, conventionally ``*.safetensors``.
+        net: The network itself, not its DDP or compiled wrapper.
+        header: Made by ``header``.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    metadata = {_HEADER: json.dumps(header), "format": "pt"}
+    durable.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def header(
+    *,
+    model: Model,
+    images: Images,
+    classes: Sequence[tuple[str, str]],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what a weights file says of itself; ``classes`` are (id, name) by output."""
+    return {
+        "model": dataclasses.asdict(model),
+        "images": dataclasses.asdict(images),
+        "class_ids": [class_id for class_id, _ in classes],
+        "class_names": [name for _, name in classes],
+        "about": about,
+    }
+
+
+def load(path: Path) -> Weights:
+    """Read a weights file that ``save`` wrote.
+
+    Raises:
+        DataError: The file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if _HEADER not in metadata:
+            raise DataError(
+                f"{path} does not say which network it is for; give a weights file or the folder "
+                "of a run that rn50 wrote"
+            )
+        told = json.loads(metadata[_HEADER])
+        tensors = safetensors.torch.load_file(path)
+        model = from_plain(Model, told["model"])
+        net = resnet.build(model, seed=0)
+        net.load_state_dict(tensors)
+        return Weights(
+            net=net.eval(),
+            model=model,
+            images=from_plain(Images, told["images"]),
+            class_ids=tuple(told["class_ids"]),
+            class_names=tuple(told["class_names"]),
+            about=dict(told["about"]),
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"there is no weights file {path}; give the folder of a run") from error
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path} is not a whole weights file ({str(error).splitlines()[0]}); "
+            "give one that rn50 wrote"
+        ) from error
+
+
+def parameters(net: nn.Module) -> int:
+    """Return the number of trained values: 25,557,032 for ResNet-50 with 1000 classes."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def all_finite(net: nn.Module) -> bool:
+    """Return whether every weight and statistic is a finite number; waits for the device."""
+    return all(bool(torch.isfinite(t).all()) for t in net.state_dict().values())
