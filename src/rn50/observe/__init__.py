@@ -1,0 +1,1 @@
+"""What is learned from watching a run, derived from one file of records."""

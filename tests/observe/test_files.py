@@ -1,0 +1,202 @@
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from rn50.errors import UsageError
+from rn50.observe.files import Reports, write_reports
+from rn50.observe.record import Recorder
+
+PLOTS = ("loss.png", "accuracy.png", "lr.png")
+
+
+def start(**more):
+    plan = {"recipe": "demo", "epochs": 5, "steps_per_epoch": 40, "total_steps": 200}
+    data = {"num_train": 2500, "num_val": 600, "num_classes": 10}
+    machine = {"world_size": 1, "device": "cpu", "precision": "bf16"}
+    versions = {"versions": {"rn50": "0.1.0", "torch": "2.11"}}
+    timing = {"timing": {"time": "2026-11-21T10:00:00Z"}}
+    return {"kind": "start", "step": 0, **plan, **data, **machine, **versions, **timing, **more}
+
+
+def window(step):
+    timing = {"seconds": 12.3, "images_per_second": 104.0, "data_wait": 0.02}
+    scores = {"loss": 200 / (step + 50), "top1": step / 400}
+    return {
+        "kind": "train",
+        "step": step,
+        "epoch": step / 40,
+        **scores,
+        "lr": 0.05,
+        "px": 64,
+        "timing": timing,
+    }
+
+
+def epoch(number, *, top1, average=None, seconds=24.0, data_wait=0.02, **more):
+    val = {"model": {"loss": 2.5 - top1, "top1": top1, "top5": min(1.0, 2 * top1), "images": 600}}
+    if average is not None:
+        val["average"] = {"loss": 2.4 - average, "top1": average, "top5": 0.9, "images": 600}
+    return {
+        "kind": "epoch",
+        "step": 40 * number,
+        "epoch": number,
+        "train_loss": 2.0 / number,
+        "train_top1": 0.1 * number,
+        "lr": 0.05,
+        "px": 64,
+        "val": val,
+        "timing": {
+            "seconds": seconds,
+            "images_per_second": 104.2,
+            "data_wait": data_wait,
+            "eval_seconds": 6.0,
+        },
+        **more,
+    }
+
+
+FIVE = [
+    epoch(1, top1=0.20, average=0.10),
+    epoch(2, top1=0.30, average=0.25, seconds=36.0),
+    epoch(3, top1=0.40, average=0.45, data_wait=0.3),
+    epoch(4, top1=0.35, average=0.50),
+    epoch(5, top1=0.38, average=0.48),
+]
+
+
+def reported(folder, records):
+    recorder = Recorder(folder / "metrics.jsonl")
+    for record in records:
+        recorder.write(record)
+    recorder.close()
+    write_reports(folder)
+    return folder
+
+
+def table(folder):
+    lines = (folder / "training_log.md").read_text().splitlines()
+    lines = [line for line in lines if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "the columns are not aligned"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def test_the_log_has_the_facts_and_a_row_for_each_epoch(tmp_path):
+    windows = [window(step) for step in range(20, 201, 20)]
+    reported(tmp_path, [start(), *windows, *FIVE, {"kind": "end", "step": 200, "timing": {}}])
+    text = (tmp_path / "training_log.md").read_text()
+    assert text.startswith("# Training log: demo\n")
+    assert "2,500 training and 600 validation images of 10 classes" in text
+    assert "- State: finished, 2.7 minutes of training and evaluation" in text
+    assert "- Best: top-1 50.00% after epoch 4 (average)" in text
+    rows = table(tmp_path)
+    assert rows[0] == {
+        "epoch": "1",
+        "train loss": "2.0000",
+        "val loss": "2.3000",
+        "top-1": "20.00%",
+        "top-5": "40.00%",
+        "average top-1": "10.00%",
+        "LR": "0.05",
+        "px": "64",
+        "seconds": "24.0",
+        "img/s": "104",
+        "data wait": "2%",
+        "note": "-",
+    }
+    assert [row["note"] for row in rows] == ["-", "slow (1.5x)", "input-bound", "**best**", "-"]
+
+
+def test_the_history_holds_the_epochs_and_the_facts(tmp_path):
+    reported(tmp_path, [start(), *FIVE])
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history["run"] == start()
+    assert history["epochs"] == FIVE
+    assert history["resumed_at"] == []
+    assert history["finished"] is False
+
+
+def test_the_plots_are_pictures_of_a_readable_size(tmp_path):
+    reported(tmp_path, [start(), window(20), window(40), *FIVE])
+    for name in PLOTS:
+        data = (tmp_path / name).read_bytes()
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        picture = Image.open(io.BytesIO(data))
+        assert picture.size == (1200, 750)
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [start()],
+        [start(), window(20)],
+        [start(), epoch(1, top1=0.0)],
+        [start(), epoch(1, top1=0.5, val=None, train_loss=None, train_top1=None, lr=None)],
+        [start(), window(20) | {"loss": None, "lr": None}, epoch(1, top1=0.5)],
+    ],
+)
+def test_reports_can_be_written_of_a_run_that_has_hardly_begun_or_lacks_numbers(tmp_path, records):
+    reported(tmp_path, records)
+    assert all((tmp_path / name).stat().st_size > 5000 for name in PLOTS)
+
+
+def test_columns_of_what_was_never_measured_are_left_out(tmp_path):
+    reported(tmp_path, [start(), epoch(1, top1=0.2), epoch(2, top1=0.3, val=None)])
+    rows = table(tmp_path)
+    assert "average top-1" not in rows[0]
+    assert rows[1]["top-1"] == "-"
+
+
+def test_three_hundred_epochs_with_many_records_are_reported(tmp_path):
+    epochs = [epoch(n, top1=n / 400) for n in range(1, 301)]
+    reported(tmp_path, [start(epochs=300), *(window(s) for s in range(4, 12001, 4)), *epochs])
+    assert len(table(tmp_path)) == 300
+
+
+def test_epochs_of_larger_images_are_not_called_slow(tmp_path):
+    small = [epoch(n, top1=0.1 * n) for n in (1, 2, 3)]
+    large = [epoch(n, top1=0.1 * n, seconds=96.0, px=128) for n in (4, 5)]
+    reported(tmp_path, [start(), *small, *large])
+    assert not any("slow" in row["note"] for row in table(tmp_path))
+
+
+def test_a_resumed_run_has_every_epoch_once_and_says_where_it_was_resumed(tmp_path):
+    reported(tmp_path, [start(), *FIVE[:4]])
+    recorder = Recorder(tmp_path / "metrics.jsonl", keep_through_step=100)
+    for record in ({**start(), "kind": "resume", "step": 100}, *FIVE[2:]):
+        recorder.write(record)
+    recorder.close()
+    write_reports(tmp_path)
+    assert [row["epoch"] for row in table(tmp_path)] == ["1", "2", "3", "4", "5"]
+    assert "- Resumed at step: 100" in (tmp_path / "training_log.md").read_text()
+    assert json.loads((tmp_path / "history.json").read_text())["run"]["kind"] == "start"
+
+
+def test_a_folder_without_a_record_is_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"metrics\.jsonl does not exist; name the folder of a run"
+    ):
+        write_reports(tmp_path)
+
+
+def test_reports_follow_the_epochs_and_are_complete_after_closing(tmp_path):
+    recorder = Recorder(tmp_path / "metrics.jsonl")
+    reports = Reports(tmp_path)
+    for record in (start(), *FIVE):
+        recorder.write(record)
+        reports.write(record)
+    reports.close()
+    reports.close()
+    recorder.close()
+    assert len(table(tmp_path)) == 5
+
+
+def test_reports_that_could_not_be_written_are_told_at_the_next_record_or_on_closing(tmp_path):
+    reports = Reports(tmp_path)
+    reports.write(FIVE[0])
+    with pytest.raises(UsageError, match="does not exist"):
+        reports.close()
