@@ -1,0 +1,220 @@
+"""The commands of ``rn50``: what is typed, checked and handed on. No logic of its own."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import rich.console
+import rich.table
+import tyro
+from tyro.conf import Positional, arg
+
+from rn50 import config
+from rn50.config import Hardware, Run
+from rn50.errors import UserError
+from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary
+
+_DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
+_AMP = {"--amp": ("--hardware.precision", "auto"), "--no-amp": ("--hardware.precision", "fp32")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with the code that its outcome has (see ``rn50.errors``)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [word for one in given for word in _AMP.get(one, (one,))]
+    try:
+        commands: dict[str, Callable[..., Any]] = {
+            "train": _train_command(given),
+            "prepare": prepare,
+            "verify": verify,
+            "eval": evaluate,
+            "recipes": recipes,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="rn50",
+            description=_DESCRIPTION,
+            args=given,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            sort_subcommands=False,
+        )
+    except UserError as error:
+        _say_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say_error("stopped; nothing half-written is left")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _train_command(given: Sequence[str]) -> Callable[..., None]:
+    """Return the ``train`` command whose defaults are those of the recipe that was named."""
+    defaults = _defaults(given)
+
+    def train(
+        recipe: Positional[str] = defaults.recipe,
+        /,
+        *,
+        run: Annotated[Run, arg(name="")] = defaults,
+        resume: bool = False,
+        allow_change: tuple[str, ...] = (),
+        config: str = "",
+        dry_run: bool = False,
+    ) -> None:
+        """Train a recipe; without one, ResNet-50 on demo data made on the spot.
+
+        Args:
+            recipe: One of `rn50 recipes`; its settings are the defaults below.
+            run: Settings.
+            resume: Go on from the newest whole checkpoint of the output folder, or start there.
+            allow_change: Settings that may differ from the run being resumed.
+            config: Take the settings of an earlier run from its config.json instead of a recipe.
+            dry_run: Print the resolved settings as JSON and stop.
+        """
+        _train(run, resume=resume, allow_change=allow_change, dry_run=dry_run)
+
+    return train
+
+
+def _defaults(given: Sequence[str]) -> Run:
+    if not given or given[0] != "train":
+        return recipe("demo")
+    words = list(given[1:])
+    if path := _option(words, "--config"):
+        return config.load(Path(path))
+    if words and not words[0].startswith("-"):
+        return recipe(words[0])
+    place = _option(words, "--output-dir", "-o", "--storage.output-dir")
+    if "--resume" in words and place and (Path(place) / "config.json").is_file():
+        return config.load(Path(place) / "config.json")
+    return recipe("demo")
+
+
+def _option(words: Sequence[str], *names: str) -> str | None:
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in names:
+            return value if equals else (words[i + 1] if i + 1 < len(words) else None)
+    return None
+
+
+def _train(run: Run, *, resume: bool, allow_change: tuple[str, ...], dry_run: bool) -> None:
+    if dry_run:
+        _say(json.dumps(config.to_dict(run), indent=2))
+        return
+    from rn50.train.run import start
+
+    finished = start(run, resume=resume, allow_change=allow_change, say=_say)
+    if finished.scores is not None and int(os.environ.get("RANK", "0")) == 0:
+        _say_scores(finished.scores)
+        _say(f"written to {finished.folder}:")
+        for file in finished.files:
+            _say(f"  {file}")
+
+
+def prepare(source: Positional[str], dest: Positional[Path], /, *, skip_bad: bool = False) -> None:
+    """Pack images into shards that train fast and can be verified.
+
+    Args:
+        source: A folder, zip or tar of class folders (train/<class>/…, val/<class>/…),
+            tiny-imagenet-200, or the word demo.
+        dest: The folder to make.
+        skip_bad: Leave out images that cannot be decoded and list them in the manifest.
+    """
+    from rn50.data.pack import pack
+    from rn50.data.sources.detect import open_source
+
+    with _progress("packing") as report:
+        manifest = pack(open_source(source), dest, skip_bad=skip_bad, report=report)
+    splits = ", ".join(f"{s['images']:,} {name}" for name, s in manifest["splits"].items())
+    _say(f"{dest}: {splits} images of {len(manifest['classes'])} classes")
+    for reason, entry in manifest["skipped"].items():
+        _say(f"  left out ({reason}): {entry['count']}, such as {entry['examples'][0]}")
+    for reason, entry in manifest["converted"].items():
+        _say(f"  converted ({reason}): {entry['count']}, such as {entry['examples'][0]}")
+
+
+def verify(folder: Positional[Path], /, *, workers: int = 0) -> None:
+    """Check every file and image of a folder made by prepare.
+
+    Args:
+        folder: The packed data.
+        workers: Threads; 0: one per core.
+    """
+    from rn50.data.verify import verify as check
+    from rn50.hardware import available_cores
+
+    with _progress("verifying") as report:
+        check(folder, workers=workers or available_cores(), report=report)
+    _say(f"{folder} is whole: every file has its hash and every image decodes")
+
+
+def evaluate(
+    weights: Positional[Path],
+    /,
+    *,
+    data: Annotated[str, arg(aliases=["-d"])] = "",
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Score a run or a weights file on every validation image, once.
+
+    Args:
+        weights: The folder of a run, or a weights file.
+        data: Folder made by prepare; by default the one that the run was trained on.
+        hardware: How to compute it.
+        json_output: Print JSON.
+    """
+    from rn50.evaluate import score
+    from rn50.train.folder import data_of
+
+    scores = score(weights, Path(data) if data else data_of(weights), hardware)
+    if json_output:
+        _say(json.dumps(scores, indent=2))
+    else:
+        _say_scores(scores)
+
+
+def recipes(form: Annotated[Literal["table", "json"], arg(name="format")] = "table") -> None:
+    """List the recipes.
+
+    Args:
+        form: How to print them.
+    """
+    rows = [(name, RECIPES[name]()) for name in RECIPES]
+    if form == "json":
+        _say(json.dumps({name: config.to_dict(run) for name, run in rows}, indent=2))
+        return
+    table = rich.table.Table("recipe", "epochs", "px", "224-px epochs", "what it is", box=None)
+    for name, run in rows:
+        px = f"{run.images.train_px}/{run.images.test_px}"
+        table.add_row(name, str(run.epochs), px, f"{equivalent_epochs(run):.1f}", summary(name))
+    rich.console.Console().print(table)
+
+
+def _progress(verb: str) -> Any:
+    from rn50.observe.progress import progress
+
+    return progress(verb)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def _say_scores(scores: dict[str, dict[str, float]]) -> None:
+    for name, s in scores.items():
+        _say(
+            f"{name}: val top-1 {s['top1']:.2%}, top-5 {s['top5']:.2%}, loss {s['loss']:.4f} "
+            f"on {s['images']:,} images"
+        )
+
+
+def _say_error(text: str) -> None:
+    print(f"rn50: error: {text}", file=sys.stderr, flush=True)  # noqa: T201

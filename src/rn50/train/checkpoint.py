@@ -1,0 +1,186 @@
+"""Checkpoints: folders that are whole, verified and free of pickle, or not there.
+
+``checkpoints/step-00001234/`` holds ``model``, ``momentum`` and (where there is one) ``average``
+as safetensors, ``state.json`` with everything that is not a tensor, and ``manifest.json`` with the
+size and hash of each. It is written aside, flushed, read back and compared, and only then renamed
+place. A reader takes the newest one that verifies.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from rn50 import durable
+from rn50.errors import DataError
+from rn50.train.state import Snapshot
+
+FORMAT = 1
+FOLDER = "checkpoints"
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint read from the disk and verified."""
+
+    path: Path
+    snapshot: Snapshot
+    about: dict[str, Any]
+    """What ``save`` was given: the run's settings, the data's fingerprint, versions."""
+
+
+def save(run_dir: Path, snapshot: Snapshot, about: dict[str, Any], *, keep: int) -> Path:
+    """Write a checkpoint, publish it once it verifies, and drop all but the newest ``keep``.
+
+    Only one process may call it.
+
+    Raises:
+        UsageError: The disk is full or cannot be written; the earlier checkpoints are untouched.
+        DataError: What was read back is not what was written: the disk is failing.
+    """
+    folder = run_dir / FOLDER
+    target = path(run_dir, snapshot.step)
+    aside = folder / f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
+    with durable.explained(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        _discard(aside)
+        try:
+            aside.mkdir()
+            _write(aside, snapshot, about)
+            _verify(aside)
+            _discard(target)
+            os.rename(aside, target)
+        except BaseException:
+            _discard(aside)
+            raise
+        durable.sync_folder(folder)
+        durable.write_text(folder / "LATEST", target.name + "\n")
+        for old in _folders(run_dir)[keep:]:
+            _discard(old)
+    return target
+
+
+def path(run_dir: Path, step: int) -> Path:
+    """Return where the checkpoint of ``step`` lies."""
+    return run_dir / FOLDER / f"step-{step:08d}"
+
+
+def newest(run_dir: Path) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that verifies, and why each newer one was passed over."""
+    refused: list[str] = []
+    for found in _folders(run_dir):
+        try:
+            return load(found), refused
+        except DataError as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def load(path: Path) -> Saved:
+    """Verify and read one checkpoint folder.
+
+    Raises:
+        DataError: A file is missing, cut off or altered.
+    """
+    try:
+        _verify(path)
+        state = json.loads((path / "state.json").read_bytes())
+        if state["format"] != FORMAT:
+            raise DataError(f"{path} has format {state['format']}; this version reads {FORMAT}")
+        has_average = (path / "average.safetensors").exists()
+        snapshot = Snapshot(
+            step=state["step"],
+            model=safetensors.torch.load_file(path / "model.safetensors"),
+            average=safetensors.torch.load_file(path / "average.safetensors")
+            if has_average
+            else None,
+            momentum=safetensors.torch.load_file(path / "momentum.safetensors"),
+            scaler=state["scaler"],
+            window=tuple(state["window"]),
+            epoch=tuple(state["epoch"]),
+        )
+        return Saved(path=path, snapshot=snapshot, about=state["about"])
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path} is not a whole checkpoint: {error}") from error
+
+
+def clean(run_dir: Path) -> None:
+    """Remove what interrupted writers left in a run's folders."""
+    for folder in (run_dir, run_dir / FOLDER):
+        if folder.is_dir():
+            for path in folder.glob(f"{durable.TEMPORARY_PREFIX}*"):
+                _discard(path)
+
+
+def _write(folder: Path, snapshot: Snapshot, about: dict[str, Any]) -> None:
+    parts: dict[str, bytes] = {
+        "model.safetensors": _bytes(snapshot.model),
+        "momentum.safetensors": _bytes(snapshot.momentum),
+        "state.json": json.dumps(
+            {
+                "format": FORMAT,
+                "step": snapshot.step,
+                "scaler": snapshot.scaler,
+                "window": snapshot.window,
+                "epoch": snapshot.epoch,
+                "about": about,
+            },
+            indent=2,
+        ).encode(),
+    }
+    if snapshot.average is not None:
+        parts["average.safetensors"] = _bytes(snapshot.average)
+    manifest = {
+        name: {"bytes": len(data), "blake2b": durable.digest(data)} for name, data in parts.items()
+    }
+    for name, data in parts.items():
+        durable.write_bytes(folder / name, data)
+    durable.write_json(folder / _MANIFEST, manifest)
+
+
+def _verify(folder: Path) -> None:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        for name, part in manifest.items():
+            path = folder / name
+            if path.stat().st_size != part["bytes"]:
+                raise DataError(f"{path} is cut off")
+            if durable.file_digest(path) != part["blake2b"]:
+                raise DataError(f"{path} was altered after it was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder} is not a whole checkpoint: {error}") from error
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    """Return the published checkpoints, newest first."""
+    folder = run_dir / FOLDER
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder or file; a folder loses its name first, so no reader meets half of it."""
+    if path.is_dir():
+        doomed = path.with_name(f"{durable.TEMPORARY_PREFIX}{os.getpid()}-old-{path.name}")
+        if path.name.startswith(durable.TEMPORARY_PREFIX):
+            doomed = path
+        else:
+            os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""The training loop, top to bottom.
+
+What changes training is a line here, in reading order; what only observes is given values. The loop
+runs in every process alike. One that resumes starts at ``state.step`` and does exactly what the
+uninterrupted one would have done from there.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rn50.config import Run
+from rn50.data.loader import Batch
+from rn50.errors import InterruptedRunError
+from rn50.observe.record import Record
+from rn50.train import state as states
+from rn50.train.meter import Totals
+from rn50.train.pace import Pace
+from rn50.train.schedule import Timeline
+from rn50.train.state import Snapshot, TrainState
+from rn50.train.step import Engine, train_step
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the loop calls on: all of it may communicate, so every process calls it alike."""
+
+    batches: Callable[[int], Iterator[Batch]]
+    """Batches from a step on."""
+    evaluate: Callable[[], Scores]
+    """Scores of the model and its average on the validation split."""
+    save: Callable[[Snapshot], Path]
+    """Write a checkpoint, on the first process only."""
+    stop_requested: Callable[[], bool]
+    record: Callable[[Record], None]
+    """Hand a record to whoever observes; on the first process only."""
+
+
+def train(
+    run: Run, state: TrainState, engine: Engine, timeline: Timeline, to: Surroundings
+) -> None:
+    """Take ``state`` from its step to the end of the run.
+
+    Raises:
+        DivergedError: The loss is no longer finite; the last checkpoint is from before that.
+        InterruptedRunError: A stop was requested; the state has been saved.
+    """
+    window, epoch, last_save = Pace(), Pace(), time.monotonic()
+    for batch in to.batches(state.step):
+        knobs = timeline.at(state.step)
+        train_step(state, engine, batch, knobs, run)
+        done = state.step
+        for pace in (window, epoch):
+            pace.step(run.images.batch_size, batch.wait_s)
+
+        facts = {"step": done, "lr": knobs.lr, "px": batch.request.px}
+        ends_epoch = timeline.ends_epoch(done)
+        if done % run.log.every_steps == 0 or ends_epoch:
+            state.meter.drain()
+            to.record(_train_record(state.meter.window, timeline, facts, window))
+            state.meter.window = Totals()
+            window.restart()
+
+        if ends_epoch:
+            timing = epoch.timing()
+            scores = None
+            if _evaluates(run, done // timeline.steps_per_epoch):
+                start = time.perf_counter()
+                scores = to.evaluate()
+                timing["eval_seconds"] = round(time.perf_counter() - start, 3)
+            to.record(_epoch_record(state.meter.epoch, timeline, facts, scores, timing))
+            state.meter.epoch = Totals()
+            epoch.restart()
+            window.restart()
+
+        stopping = engine.group.any(to.stop_requested())
+        if stopping or _saves(run, timeline, done) or engine.group.any(_is_late(run, last_save)):
+            start = time.perf_counter()
+            path = to.save(states.snapshot(state))
+            last_save, seconds = time.monotonic(), time.perf_counter() - start
+            to.record(_checkpoint_record(done, path, seconds))
+            for pace in (window, epoch):
+                pace.pause(seconds)
+        if stopping and done < timeline.total_steps:
+            raise InterruptedRunError(
+                f"stopped as asked after step {done} of {timeline.total_steps} and saved; "
+                "run the same command with --resume to go on"
+            )
+
+
+def _evaluates(run: Run, epochs_done: int) -> bool:
+    return epochs_done % run.log.eval_epochs == 0 or epochs_done == run.epochs
+
+
+def _saves(run: Run, timeline: Timeline, done: int) -> bool:
+    every_steps = run.storage.checkpoint_steps
+    every_epochs = run.storage.checkpoint_epochs * timeline.steps_per_epoch
+    return (
+        done == timeline.total_steps
+        or (every_steps > 0 and done % every_steps == 0)
+        or (every_epochs > 0 and done % every_epochs == 0)
+    )
+
+
+def _is_late(run: Run, last_save: float) -> bool:
+    limit_s = 60 * run.storage.checkpoint_minutes
+    return limit_s > 0 and time.monotonic() - last_save > limit_s
+
+
+def _train_record(
+    totals: Totals, timeline: Timeline, facts: dict[str, Any], pace: Pace
+) -> dict[str, Any]:
+    position = {"epoch": facts["step"] / timeline.steps_per_epoch}
+    scores = {"loss": totals.loss, "top1": totals.top1}
+    return {"kind": "train", **facts, **position, **scores, "timing": pace.timing()}
+
+
+def _epoch_record(
+    totals: Totals,
+    timeline: Timeline,
+    facts: dict[str, Any],
+    scores: Scores | None,
+    timing: dict[str, Any],
+) -> dict[str, Any]:
+    training = {
+        "epoch": facts["step"] // timeline.steps_per_epoch,
+        "train_loss": totals.loss,
+        "train_top1": totals.top1,
+    }
+    return {"kind": "epoch", **facts, **training, "val": scores, "timing": timing}
+
+
+def _checkpoint_record(step: int, path: Path, seconds: float) -> dict[str, Any]:
+    timing = {"path": f"{path.parent.name}/{path.name}", "seconds": round(seconds, 3)}
+    return {"kind": "checkpoint", "step": step, "timing": timing}

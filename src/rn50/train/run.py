@@ -1,0 +1,309 @@
+"""From settings to a finished run: open the data, find where to go on, train, export."""
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rn50 import config, distributed, durable, hardware
+from rn50.config import Run
+from rn50.data import cache
+from rn50.data.decode import decoder_name
+from rn50.data.loader import Batch, Loader
+from rn50.data.plan import TrainPlan
+from rn50.data.shards import PackedDataset, PackedSplit
+from rn50.distributed import Group
+from rn50.errors import DataError, UsageError
+from rn50.evaluate import check_classes, evaluate
+from rn50.model import weights
+from rn50.observe import record
+from rn50.observe.console import Console
+from rn50.observe.files import Reports
+from rn50.observe.record import Observer, Observers, Record, Recorder
+from rn50.train import checkpoint, folder
+from rn50.train import state as states
+from rn50.train.checkpoint import Saved
+from rn50.train.loop import Surroundings, train
+from rn50.train.preempt import StopRequest
+from rn50.train.schedule import Timeline
+from rn50.train.state import Snapshot, TrainState
+from rn50.train.step import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a run has come to."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    scores: dict[str, dict[str, float]] | None
+    """Of the last evaluation, by network."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A run on this process: settings, data, place and machine."""
+
+    run: Run
+    dataset: PackedDataset
+    train_split: PackedSplit
+    val_split: PackedSplit
+    place: Path
+    compute: hardware.Compute
+    group: Group
+
+
+def start(
+    run: Run,
+    *,
+    resume: bool = False,
+    allow_change: tuple[str, ...] = (),
+    say: Callable[[str], None],
+) -> Finished:
+    """Train ``run`` to its end, from the start or from the newest checkpoint of its folder.
+
+    Under ``torchrun`` every process calls it; the first one writes.
+
+    Args:
+        run: All settings.
+        resume: Go on with the run in the folder; where there is none, start it.
+        allow_change: Settings, such as ``"optim.peak_lr"``, that may differ from the run resumed.
+        say: Shows the user a line; used on the first process alone.
+
+    Raises:
+        UsageError, DataError, DivergedError, InterruptedRunError: As their classes say.
+    """
+    with ExitStack() as stack:
+        group = stack.enter_context(distributed.group(hardware.device_type(run.hardware)))
+        say = say if group.is_first else _silently
+        job = _prepare(run, group, resume=resume, say=say)
+        saved = _to_resume(job, allow_change, say) if resume else None
+        if saved is not None and _is_finished(job.place, saved):
+            say(f"the run in {job.place} is finished; nothing is left to do")
+            return _finished(job.place)
+        _train(job, saved, stack.enter_context(StopRequest()))
+        return _finished(job.place)
+
+
+def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]) -> _Job:
+    compute = hardware.resolve(
+        run.hardware, local_rank=group.local_rank, local_world_size=group.local_world_size
+    )
+    data = run.storage.data
+    if not data:
+        if group.is_first:
+            data = str(_demo_data(run, say))
+        data = group.from_first(data)
+    dataset = PackedDataset.open(Path(data))
+    check_classes(run.model.num_classes, dataset)
+    place = Path(group.from_first(str(folder.choose(run, resume=resume))))
+    return _Job(
+        run=run,
+        dataset=dataset,
+        train_split=dataset.split("train"),
+        val_split=dataset.split("val"),
+        place=place,
+        compute=compute,
+        group=group,
+    )
+
+
+def _demo_data(run: Run, say: Callable[[str], None]) -> Path:
+    if run.recipe != "demo":
+        raise UsageError(
+            f"the recipe {run.recipe} needs data; give --data FOLDER, made by "
+            "`rn50 prepare SOURCE FOLDER`"
+        )
+    return cache.demo_data(say)
+
+
+def _to_resume(
+    job: _Job, allow_change: tuple[str, ...], say: Callable[[str], None]
+) -> Saved | None:
+    """Return the checkpoint to go on from, after checking that it is of the same run."""
+    saved, refused = checkpoint.newest(job.place)
+    for reason in refused:
+        say(f"passed over: {reason}")
+    if saved is None and refused:
+        raise DataError(
+            f"none of the checkpoints in {job.place} is whole; they are left as they are: look at "
+            "that disk, or start a new run with another --output-dir"
+        )
+    if saved is None:
+        say(f"no checkpoint in {job.place}: starting from the first step")
+        return None
+    if saved.about["fingerprint"] != job.dataset.fingerprint:
+        raise UsageError(
+            f"the run in {job.place} was trained on other data ({saved.about['data']}) than "
+            f"{job.dataset.folder}; give --data with the former, or another --output-dir to start "
+            "a new run"
+        )
+    before = config.mathematics(config.from_dict(saved.about["run"]))
+    now = config.mathematics(job.run)
+    changed = [name for name in now if before.get(name) != now[name] and name not in allow_change]
+    if changed:
+        diff = ", ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in changed)
+        raise UsageError(
+            f"these settings would change what the run in {job.place} trains: {diff}; resume with "
+            f"the former values, or name the change: --allow-change {' '.join(changed)}"
+        )
+    return saved
+
+
+def _train(job: _Job, saved: Saved | None, stop: StopRequest) -> None:
+    run, group, compute = job.run, job.group, job.compute
+    plan = TrainPlan(
+        images=run.images,
+        seed=run.seed,
+        widths=job.train_split.widths,
+        heights=job.train_split.heights,
+        rank=group.rank,
+        world_size=group.world_size,
+    )
+    timeline = Timeline(run, plan.steps_per_epoch)
+    state = states.new(run, compute, group)
+    if saved is not None:
+        try:
+            states.restore(state, saved.snapshot)
+        except ValueError as error:
+            raise DataError(f"cannot resume from {saved.path}: {error}") from error
+    engine = Engine.of(state, run, compute, group)
+    with ExitStack() as stack:
+        loader = stack.enter_context(
+            Loader(compute.device, workers=compute.workers, prefetch=run.hardware.prefetch_batches)
+        )
+        write, sync = _observe(job, state, timeline, saved, stack)
+        surroundings = Surroundings(
+            batches=partial(_batches, loader, job.train_split, plan, timeline.total_steps),
+            evaluate=partial(_evaluate, job, state, loader),
+            save=partial(_save, job, state, sync),
+            stop_requested=lambda: stop.requested,
+            record=write,
+        )
+        train(run, state, engine, timeline, surroundings)
+        write({"kind": "end", "step": state.step, "timing": {"time": _now()}})
+
+
+def _observe(
+    job: _Job, state: TrainState, timeline: Timeline, saved: Saved | None, stack: ExitStack
+) -> tuple[Callable[[Record], None], Callable[[], None]]:
+    """Return how to write a record and how to flush them; both do nothing but on one process."""
+    if not job.group.is_first:
+        return _ignore, lambda: None
+    checkpoint.clean(job.place)
+    resumed_at = None if saved is None else state.step
+    if saved is None:
+        folder.discard_record(job.place)
+    with durable.explained(job.place):
+        job.place.mkdir(parents=True, exist_ok=True)
+    durable.write_json(job.place / folder.CONFIG, config.to_dict(job.run))
+    others: list[Observer] = [Console(), Reports(job.place)]
+    if job.run.log.tensorboard:
+        from rn50.observe.trackers import TensorBoard
+
+        others.append(TensorBoard(job.place / "tensorboard", resume_step=resumed_at))
+    recorder = Recorder(job.place / record.FILE_NAME, keep_through_step=resumed_at)
+    observers = stack.enter_context(closing(Observers(recorder, others)))
+    kind = "start" if saved is None else "resume"
+    observers.write({"kind": kind, "step": state.step, **_facts(job, state, timeline)})
+    return observers.write, observers.sync
+
+
+def _batches(
+    loader: Loader, split: PackedSplit, plan: TrainPlan, total_steps: int, from_step: int
+) -> Iterator[Batch]:
+    return loader.read(split, (plan.request(step) for step in range(from_step, total_steps)))
+
+
+def _evaluate(job: _Job, state: TrainState, loader: Loader) -> dict[str, dict[str, float]]:
+    nets = {"model": state.model}
+    if state.average is not None:
+        nets["average"] = state.average
+    job.group.share_buffers(*nets.values())
+    return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group)
+
+
+def _save(job: _Job, state: TrainState, sync: Callable[[], None], snapshot: Snapshot) -> Path:
+    """Write a checkpoint and the weights files of a run, on the first process."""
+    target = checkpoint.path(job.place, snapshot.step)
+    if not job.group.is_first:
+        return target
+    sync()
+    about = {
+        "run": config.to_dict(job.run),
+        "data": str(job.dataset.folder),
+        "fingerprint": job.dataset.fingerprint,
+        "world_size": job.group.world_size,
+        "versions": _versions(),
+    }
+    checkpoint.save(job.place, snapshot, about, keep=job.run.storage.keep_checkpoints)
+    nets = {"model": state.model, "average": state.average}
+    for name, net in nets.items():
+        if net is not None:
+            header = weights.header(
+                model=job.run.model,
+                images=job.run.images,
+                classes=[(c.id, c.name) for c in job.dataset.classes],
+                about={"recipe": job.run.recipe, "step": snapshot.step, "network": name},
+            )
+            weights.save(job.place / f"{name}.safetensors", net, header)
+    return target
+
+
+def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
+    return {
+        "recipe": job.run.recipe,
+        "arch": job.run.model.arch,
+        "parameters": weights.parameters(state.model),
+        "epochs": job.run.epochs,
+        "steps_per_epoch": timeline.steps_per_epoch,
+        "total_steps": timeline.total_steps,
+        "num_train": job.train_split.num_images,
+        "num_val": job.val_split.num_images,
+        "num_classes": len(job.dataset.classes),
+        "world_size": job.group.world_size,
+        "device": hardware.describe(job.compute.device),
+        "precision": job.compute.precision,
+        "decoder": decoder_name(),
+        "versions": _versions(),
+        "timing": {"time": _now()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("rn50", "torch", "numpy", "pillow")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+
+
+def _is_finished(place: Path, saved: Saved) -> bool:
+    records = record.read(place / record.FILE_NAME)
+    total = next((r["total_steps"] for r in records if "total_steps" in r), None)
+    return saved.snapshot.step == total
+
+
+def _finished(place: Path) -> Finished:
+    names = (
+        *("training_log.md", "loss.png", "accuracy.png", "lr.png", "history.json"),
+        *(record.FILE_NAME, folder.CONFIG, "model.safetensors", "average.safetensors"),
+    )
+    records = record.read(place / record.FILE_NAME)
+    evaluated = [r["val"] for r in records if r["kind"] == "epoch" and r["val"]]
+    files = tuple(place / name for name in names if (place / name).exists())
+    return Finished(folder=place, files=files, scores=evaluated[-1] if evaluated else None)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _ignore(_: Record) -> None:
+    pass
+
+
+def _silently(_: str) -> None:
+    pass

@@ -1,0 +1,105 @@
+"""All that a run carries from one step to the next. Everything else is a function of the step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rn50.config import Run
+from rn50.distributed import Group
+from rn50.hardware import Compute
+from rn50.model import average, resnet
+from rn50.train import optim
+from rn50.train.meter import Meter, Totals
+
+
+@dataclass(slots=True)
+class TrainState:
+    """A run's state between two steps; its tensors are updated in place."""
+
+    step: int
+    """Updates done."""
+    model: nn.Module
+    """The bare network, without DDP or compilation."""
+    average: nn.Module | None
+    optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    meter: Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state as plain tensors and JSON values, to be saved or put back."""
+
+    step: int
+    model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    momentum: dict[str, Tensor]
+    scaler: dict[str, Any]
+    window: tuple[int, int, int]
+    """Images, loss units and correct answers since the last report."""
+    epoch: tuple[int, int, int]
+    """The same since the last epoch ended."""
+
+
+def new(run: Run, compute: Compute, group: Group) -> TrainState:
+    """Return the state before the first step, the same for every process."""
+    return of_model(resnet.build(run.model, seed=run.seed), run, compute, group)
+
+
+def of_model(model: nn.Module, run: Run, compute: Compute, group: Group) -> TrainState:
+    """Return the state before the first step of training ``model``."""
+    model.to(compute.device).train()
+    return TrainState(
+        step=0,
+        model=model,
+        average=average.start(model) if run.average.ema_horizon > 0 else None,
+        optimizer=optim.build(model, run.optim),
+        scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss),
+        meter=Meter(compute.device, group),
+    )
+
+
+def snapshot(state: TrainState) -> Snapshot:
+    """Return the state's tensors by name (references, not copies). Drains the meter first.
+
+    Every process must call it at the same step.
+    """
+    state.meter.drain()
+    return Snapshot(
+        step=state.step,
+        model=state.model.state_dict(),
+        average=None if state.average is None else state.average.state_dict(),
+        momentum=optim.momentum_buffers(state.model, state.optimizer),
+        scaler=state.scaler.state_dict(),
+        window=_plain(state.meter.window),
+        epoch=_plain(state.meter.epoch),
+    )
+
+
+def restore(state: TrainState, saved: Snapshot) -> None:
+    """Overwrite a new state with a snapshot, strictly: nothing may be missing or left over.
+
+    Raises:
+        ValueError: The snapshot is of another network or lacks a part.
+    """
+    if (state.average is None) != (saved.average is None):
+        has, wants = ("an", "none") if state.average is None else ("no", "one")
+        raise ValueError(f"the checkpoint has {has} average, the run keeps {wants}")
+    try:
+        state.model.load_state_dict(saved.model)
+        if state.average is not None and saved.average is not None:
+            state.average.load_state_dict(saved.average)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is of another network: {error}") from error
+    optim.load_momentum_buffers(state.model, state.optimizer, saved.momentum)
+    if saved.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(saved.scaler)
+    state.meter.window = Totals(*saved.window)
+    state.meter.epoch = Totals(*saved.epoch)
+    state.step = saved.step
+
+
+def _plain(totals: Totals) -> tuple[int, int, int]:
+    return totals.images, totals.loss_units, totals.correct

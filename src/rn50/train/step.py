@@ -1,0 +1,78 @@
+"""One update of the model and its average."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rn50.augment.device import Normalise, flip
+from rn50.config import Run
+from rn50.data.loader import Batch
+from rn50.distributed import Group
+from rn50.hardware import Compute
+from rn50.model import average
+from rn50.train.schedule import Knobs
+from rn50.train.state import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a step is computed with, besides the state."""
+
+    net: nn.Module
+    """The model of the state, possibly compiled and wrapped to share gradients."""
+    normalise: Normalise
+    compute: Compute
+    group: Group
+
+    @classmethod
+    def of(cls, state: TrainState, run: Run, compute: Compute, group: Group) -> "Engine":
+        """Wrap the model of ``state`` as the hardware section asks for."""
+        net: nn.Module = state.model
+        if run.hardware.compile:
+            # The average and the checkpoints keep using the bare model, which shares its weights.
+            net = torch.compile(net)  # type: ignore[assignment]
+        normalise = Normalise(run.images.mean, run.images.std).to(compute.device)
+        net = group.parallel(net, compute.device)
+        return cls(net=net, normalise=normalise, compute=compute, group=group)
+
+
+def train_step(state: TrainState, engine: Engine, batch: Batch, knobs: Knobs, run: Run) -> None:
+    """Do one update with this process's share of the batch, in micro-batches.
+
+    Order: backward of the scaled loss, summed over micro-batches; unscale; clip; step; average.
+    The host does not wait for the device.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = knobs.lr
+    count = len(batch.labels)
+    size = run.hardware.micro_batch or count
+    for start in range(0, count, size):
+        with engine.group.accumulating(engine.net, last=start + size >= count):
+            _accumulate(state, engine, batch, slice(start, start + size), run.loss.label_smoothing)
+
+    state.scaler.unscale_(state.optimizer)
+    if run.optim.clip_grad_norm > 0:
+        nn.utils.clip_grad_norm_(state.model.parameters(), run.optim.clip_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.average is not None and knobs.average_keep is not None:
+        average.update(state.average, state.model, knobs.average_keep)
+    state.step += 1
+
+
+def _accumulate(
+    state: TrainState, engine: Engine, batch: Batch, part: slice, label_smoothing: float
+) -> None:
+    """Add the gradient of one micro-batch, weighted by its share of the batch."""
+    labels = batch.labels[part]
+    inputs = engine.normalise(flip(batch.images[part], batch.flips[part]))
+    dtype = engine.compute.autocast_dtype
+    with torch.autocast(engine.compute.device.type, dtype=dtype, enabled=dtype is not None):
+        logits = engine.net(inputs)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    share = len(labels) / len(batch.labels)
+    state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    state.meter.add(loss.detach(), logits.detach(), labels)
