@@ -118,20 +118,29 @@ def _train(run: Run, *, resume: bool, allow_change: tuple[str, ...], dry_run: bo
             _say(f"  {file}")
 
 
-def prepare(source: Positional[str], dest: Positional[Path], /, *, skip_bad: bool = False) -> None:
+def prepare(
+    source: Positional[str],
+    dest: Positional[Path],
+    /,
+    *,
+    val_source: str = "",
+    skip_bad: bool = False,
+) -> None:
     """Pack images into shards that train fast and can be verified.
 
     Args:
         source: A folder, zip or tar of class folders (train/<class>/…, val/<class>/…),
             tiny-imagenet-200, or the word demo.
         dest: The folder to make.
+        val_source: A folder or archive with the validation images, where they lie apart.
         skip_bad: Leave out images that cannot be decoded and list them in the manifest.
     """
     from rn50.data.pack import pack
     from rn50.data.sources.detect import open_source
 
     with _progress("packing") as report:
-        manifest = pack(open_source(source), dest, skip_bad=skip_bad, report=report)
+        opened = open_source(source, val_source=val_source or None)
+        manifest = pack(opened, dest, skip_bad=skip_bad, report=report)
     splits = ", ".join(f"{s['images']:,} {name}" for name, s in manifest["splits"].items())
     _say(f"{dest}: {splits} images of {len(manifest['classes'])} classes")
     for reason, entry in manifest["skipped"].items():
@@ -148,11 +157,14 @@ def verify(folder: Positional[Path], /, *, workers: int = 0) -> None:
         workers: Threads; 0: one per core.
     """
     from rn50.data.verify import verify as check
-    from rn50.hardware import available_cores
 
     with _progress("verifying") as report:
-        check(folder, workers=workers or available_cores(), report=report)
-    _say(f"{folder} is whole: every file has its hash and every image decodes")
+        found = check(folder, workers=workers, report=report)
+    splits = ", ".join(f"{count:,} {name}" for name, count in found.images.items())
+    _say(
+        f"{folder} is whole: {splits} images of {found.num_classes} classes, "
+        f"{found.num_bytes / 1e6:,.1f} MB, fingerprint {found.fingerprint}"
+    )
 
 
 def evaluate(

@@ -52,8 +52,8 @@ def score(path: Path, data: Path, settings: Hardware) -> dict[str, dict[str, flo
         files = [p for name in ("model", "average") if (p := path / f"{name}.safetensors").exists()]
         if not files:
             raise DataError(
-                f"{path} has no weights yet; a run writes model.safetensors with its first "
-                "checkpoint; give the folder of such a run, or a weights file"
+                f"{path} has no weights yet; a run writes model.safetensors when its first epoch "
+                "ends; give the folder of such a run, or a weights file"
             )
     loaded = {file.stem: weights.load(file) for file in files}
     dataset = PackedDataset.open(data)

@@ -55,7 +55,8 @@ class Decoder:
         self, jpeg: memoryview, box: Int64[np.ndarray, " 4"], out: UInt8[Tensor, "px px 3"]
     ) -> None:
         """Write the crop ``box``, resized to the square ``out``, antialiased bilinear."""
-        _resize_into(self.pixels(jpeg, box), out)
+        px = out.shape[0]
+        out.copy_(_resize(self.pixels(jpeg, box), px, px)[0].permute(1, 2, 0))
 
     def center_resized(
         self, jpeg: memoryview, resize_px: int, out: UInt8[Tensor, "px px 3"]
@@ -73,25 +74,8 @@ class Decoder:
         else:
             new_h, new_w = int(resize_px * height / width), resize_px
         top, left = round((new_h - px) / 2), round((new_w - px) / 2)
-        if (new_h, new_w) == (px, px):
-            _resize_into(pixels, out)
-            return
         resized = _resize(pixels, new_h, new_w)
         out.copy_(resized[0, :, top : top + px, left : left + px].permute(1, 2, 0))
-
-
-def _resize_into(
-    pixels: UInt8[np.ndarray, "height width 3"], out: UInt8[Tensor, "px px 3"]
-) -> None:
-    px = out.shape[0]
-    if pixels.shape[:2] == (px, px):
-        out.copy_(torch.from_numpy(pixels))
-        return
-    source = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    # The public function is the same kernel but cannot write into the batch: it costs one copy.
-    torch.ops.aten._upsample_bilinear2d_aa.out(
-        source, [px, px], False, None, None, out=out[None].permute(0, 3, 1, 2)
-    )
 
 
 def _resize(

@@ -72,9 +72,11 @@ def ladder(u: Plane, v: Plane) -> tuple[Plane, Plane]:
 
 
 def leaf(u: Plane, v: Plane) -> tuple[Plane, Plane]:
-    """Draw a pointed oval, its veins slanting to both sides of the middle."""
+    """Draw a pointed oval with a rib, from which stripes slant upwards to both sides."""
     side = np.abs(u)
-    return length(side + 0.36, v) - 1.06, 0.75 * _ripple(v + 0.9 * side, 0.5)
+    return length(side + 0.6, v) - 1.14, np.minimum(
+        0.75 * _ripple(v + 0.9 * side, 0.5), side - 0.05
+    )
 
 
 def moon(u: Plane, v: Plane) -> tuple[Plane, Plane]:

@@ -131,7 +131,8 @@ class ResNet(nn.Module):
 def build(model: Model, *, seed: int) -> ResNet:
     """Build the network of a model section, initialised from ``seed`` alone, channels-last."""
     block = BasicBlock if model.arch in ("resnet18", "resnet34") else Bottleneck
-    net = ResNet(block, _LAYERS[model.arch], num_classes=model.num_classes, stem=model.stem)
+    with torch.random.fork_rng(devices=[]):  # the layers draw weights that are drawn anew below
+        net = ResNet(block, _LAYERS[model.arch], num_classes=model.num_classes, stem=model.stem)
     initialise(net, zero_init_residual=model.zero_init_residual, seed=seed)
     return net.to(memory_format=torch.channels_last)
 

@@ -19,10 +19,12 @@ from torch import nn
 
 from rn50 import durable
 from rn50.config import Images, Model, from_plain
-from rn50.errors import DataError
+from rn50.errors import DataError, UsageError
 from rn50.model import resnet
 
 _HEADER = "rn50"
+_MISFITS = (KeyError, TypeError, ValueError, RuntimeError)
+"""What a header raises that lacks a part, has another form, or tells of another network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def load(path: Path) -> Weights:
         )
     except FileNotFoundError as error:
         raise DataError(f"there is no weights file {path}; give the folder of a run") from error
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (safetensors.SafetensorError, UsageError, OSError, *_MISFITS) as error:
         raise DataError(
             f"{path} is not a whole weights file ({str(error).splitlines()[0]}); "
             "give one that rn50 wrote"

@@ -86,7 +86,9 @@ def start(
         if saved is not None and _is_finished(job.place, saved):
             say(f"the run in {job.place} is finished; nothing is left to do")
             return _finished(job.place)
-        _train(job, saved, stack.enter_context(StopRequest()))
+        state = _state(job, saved)
+        resumed, saved = saved is not None, None  # its tensors are in the state now
+        _train(job, state, stack.enter_context(StopRequest()), resumed=resumed)
         return _finished(job.place)
 
 
@@ -155,7 +157,17 @@ def _to_resume(
     return saved
 
 
-def _train(job: _Job, saved: Saved | None, stop: StopRequest) -> None:
+def _state(job: _Job, saved: Saved | None) -> TrainState:
+    state = states.new(job.run, job.compute, job.group)
+    if saved is not None:
+        try:
+            states.restore(state, saved.snapshot)
+        except ValueError as error:
+            raise DataError(f"cannot resume from {saved.path}: {error}") from error
+    return state
+
+
+def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) -> None:
     run, group, compute = job.run, job.group, job.compute
     plan = TrainPlan(
         images=run.images,
@@ -166,22 +178,16 @@ def _train(job: _Job, saved: Saved | None, stop: StopRequest) -> None:
         world_size=group.world_size,
     )
     timeline = Timeline(run, plan.steps_per_epoch)
-    state = states.new(run, compute, group)
-    if saved is not None:
-        try:
-            states.restore(state, saved.snapshot)
-        except ValueError as error:
-            raise DataError(f"cannot resume from {saved.path}: {error}") from error
     engine = Engine.of(state, run, compute, group)
     with ExitStack() as stack:
         loader = stack.enter_context(
             Loader(compute.device, workers=compute.workers, prefetch=run.hardware.prefetch_batches)
         )
-        write, sync = _observe(job, state, timeline, saved, stack)
+        write, sync = _observe(job, state, timeline, stack, resumed=resumed)
         surroundings = Surroundings(
             batches=partial(_batches, loader, job.train_split, plan, timeline.total_steps),
             evaluate=partial(_evaluate, job, state, loader),
-            save=partial(_save, job, state, sync),
+            save=partial(_save, job, state, timeline, sync),
             stop_requested=lambda: stop.requested,
             record=write,
         )
@@ -190,27 +196,33 @@ def _train(job: _Job, saved: Saved | None, stop: StopRequest) -> None:
 
 
 def _observe(
-    job: _Job, state: TrainState, timeline: Timeline, saved: Saved | None, stack: ExitStack
+    job: _Job, state: TrainState, timeline: Timeline, stack: ExitStack, *, resumed: bool
 ) -> tuple[Callable[[Record], None], Callable[[], None]]:
     """Return how to write a record and how to flush them; both do nothing but on one process."""
     if not job.group.is_first:
         return _ignore, lambda: None
     checkpoint.clean(job.place)
-    resumed_at = None if saved is None else state.step
-    if saved is None:
+    resumed_at = state.step if resumed else None
+    if not resumed:
         folder.discard_record(job.place)
     with durable.explained(job.place):
         job.place.mkdir(parents=True, exist_ok=True)
     durable.write_json(job.place / folder.CONFIG, config.to_dict(job.run))
-    others: list[Observer] = [Console(), Reports(job.place)]
+    log = stack.enter_context((job.place / "train.log").open("a", encoding="utf-8"))
+    others: list[Observer] = [Console(), Console(log, live=False), Reports(job.place)]
     if job.run.log.tensorboard:
         from rn50.observe.trackers import TensorBoard
 
         others.append(TensorBoard(job.place / "tensorboard", resume_step=resumed_at))
     recorder = Recorder(job.place / record.FILE_NAME, keep_through_step=resumed_at)
     observers = stack.enter_context(closing(Observers(recorder, others)))
-    kind = "start" if saved is None else "resume"
-    observers.write({"kind": kind, "step": state.step, **_facts(job, state, timeline)})
+    observers.write(
+        {
+            "kind": "resume" if resumed else "start",
+            "step": state.step,
+            **_facts(job, state, timeline),
+        }
+    )
     return observers.write, observers.sync
 
 
@@ -228,8 +240,10 @@ def _evaluate(job: _Job, state: TrainState, loader: Loader) -> dict[str, dict[st
     return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group)
 
 
-def _save(job: _Job, state: TrainState, sync: Callable[[], None], snapshot: Snapshot) -> Path:
-    """Write a checkpoint and the weights files of a run, on the first process."""
+def _save(
+    job: _Job, state: TrainState, timeline: Timeline, sync: Callable[[], None], snapshot: Snapshot
+) -> Path:
+    """Write a checkpoint, and at the end of an epoch the weights files, on the first process."""
     target = checkpoint.path(job.place, snapshot.step)
     if not job.group.is_first:
         return target
@@ -242,17 +256,21 @@ def _save(job: _Job, state: TrainState, sync: Callable[[], None], snapshot: Snap
         "versions": _versions(),
     }
     checkpoint.save(job.place, snapshot, about, keep=job.run.storage.keep_checkpoints)
-    nets = {"model": state.model, "average": state.average}
-    for name, net in nets.items():
+    if timeline.ends_epoch(snapshot.step):
+        _export(job, state)
+    return target
+
+
+def _export(job: _Job, state: TrainState) -> None:
+    for name, net in (("model", state.model), ("average", state.average)):
         if net is not None:
             header = weights.header(
                 model=job.run.model,
                 images=job.run.images,
                 classes=[(c.id, c.name) for c in job.dataset.classes],
-                about={"recipe": job.run.recipe, "step": snapshot.step, "network": name},
+                about={"recipe": job.run.recipe, "step": state.step, "network": name},
             )
             weights.save(job.place / f"{name}.safetensors", net, header)
-    return target
 
 
 def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
@@ -288,7 +306,7 @@ def _is_finished(place: Path, saved: Saved) -> bool:
 
 def _finished(place: Path) -> Finished:
     names = (
-        *("training_log.md", "loss.png", "accuracy.png", "lr.png", "history.json"),
+        *("training_log.md", "train.log", "loss.png", "accuracy.png", "lr.png", "history.json"),
         *(record.FILE_NAME, folder.CONFIG, "model.safetensors", "average.safetensors"),
     )
     records = record.read(place / record.FILE_NAME)

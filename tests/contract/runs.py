@@ -1,0 +1,102 @@
+"""Runs of the command line in processes of their own, for the tests of what a run promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+SETTINGS = (
+    *("--arch", "resnet18", "--model.num-classes", "4", "--epochs", "3", "--warmup-epochs", "1"),
+    *("--batch-size", "16", "--train-px", "32", "--images.test-px", "32"),
+    *("--images.test-resize-px", "36", "--lr", "0.05", "--log-every", "1"),
+    *("--storage.checkpoint-steps", "4", "--precision", "fp32", "--workers", "2"),
+)
+"""A network, a batch and an image size with which a step takes a tenth of a second."""
+
+AVERAGED_AND_ACCUMULATED = ("--ema-horizon", "0.1", "--micro-batch", "8", "--clip-grad-norm", "1")
+
+
+def command(data: Path, place: Path, *more: str, processes: int = 1) -> list[str]:
+    program = ["-m", "rn50"]
+    if processes > 1:
+        program = ["-m", "torch.distributed.run", "--standalone"]
+        program += ["--nproc-per-node", str(processes), "-m", "rn50"]
+    arguments = (
+        "train",
+        "demo",
+        "--data",
+        str(data),
+        "--output-dir",
+        str(place),
+        "--device",
+        "cpu",
+    )
+    return [sys.executable, *program, *arguments, *SETTINGS, *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def finish(words: list[str], *, code: int = 0) -> str:
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def begin(words: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def steps_recorded(place: Path) -> int:
+    try:
+        lines = (place / "metrics.jsonl").read_bytes().splitlines()
+        return max((json.loads(line)["step"] for line in lines if line.endswith(b"}")), default=0)
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def kill_at(words: list[str], place: Path, step: int, number: int = signal.SIGKILL) -> int:
+    """Start a run, and send it (all its processes, for a kill) a signal once it reaches a step."""
+    process = begin(words)
+    deadline = time.monotonic() + 120
+    while steps_recorded(place) < step and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    return process.wait(timeout=60)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Assert that two runs ended with the same tensors and told the same history, bit for bit."""
+    from rn50.observe import record
+
+    last = sorted((one / "checkpoints").glob("step-*"))[-1].name
+    names = sorted(p.name for p in (one / "checkpoints" / last).glob("*.safetensors"))
+    assert names == sorted(p.name for p in (other / "checkpoints" / last).glob("*.safetensors"))
+    for name in names:
+        first = safetensors.torch.load_file(one / "checkpoints" / last / name)
+        second = safetensors.torch.load_file(other / "checkpoints" / last / name)
+        assert first.keys() == second.keys()
+        for key in first:
+            assert torch.equal(first[key], second[key]), f"{name}: {key}"
+    histories = [
+        record.without_timing(record.read(place / "metrics.jsonl")) for place in (one, other)
+    ]
+    assert histories[0] == histories[1]
+    assert not list(other.rglob(".tmp-*"))

@@ -1,0 +1,69 @@
+import signal
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from contract import runs
+from rn50.observe import record
+
+
+def without_batch_norm(words: list[str]) -> list[str]:
+    at = len(words) - 1 - words[::-1].index("rn50")
+    return [*words[: at - 1], str(Path(__file__).with_name("bn_free.py")), *words[at + 1 :]]
+
+
+@pytest.mark.slow
+def test_two_processes_and_micro_batches_train_what_one_process_trains(packed, tmp_path):
+    places = {}
+    for name, processes, more in (
+        ("one", 1, ()),
+        ("two", 2, ()),
+        ("accumulated", 1, ("--micro-batch", "4")),
+        ("both", 2, ("--micro-batch", "4")),
+    ):
+        places[name] = tmp_path / name
+        more = ("--epochs", "2", "--ema-horizon", "0.1", *more)
+        words = runs.command(packed, places[name], *more, processes=processes)
+        runs.finish(without_batch_norm(words))
+    weights = {
+        name: safetensors.torch.load_file(place / "average.safetensors")
+        for name, place in places.items()
+    }
+    histories = {name: record.read(place / "metrics.jsonl") for name, place in places.items()}
+    told = {
+        name: [(r["step"], r["lr"], r["loss"], r["top1"]) for r in records if r["kind"] == "train"]
+        for name, records in histories.items()
+    }
+    scores = {
+        name: [r["val"]["model"] for r in records if r["kind"] == "epoch"]
+        for name, records in histories.items()
+    }
+    assert all(s["images"] == 36 for s in scores["one"])
+    for other in ("two", "accumulated", "both"):
+        for key, value in weights["one"].items():
+            torch.testing.assert_close(weights[other][key], value, rtol=2e-4, atol=1e-6)
+        for mine, theirs in zip(told["one"], told[other], strict=True):
+            assert mine[:2] == theirs[:2]
+            assert mine[2:] == pytest.approx(theirs[2:], abs=2e-4)
+        for mine, theirs in zip(scores["one"], scores[other], strict=True):
+            assert (mine["images"], mine["top1"]) == (theirs["images"], theirs["top1"])
+            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_mid_epoch_resume_bit_identically(packed, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ("--epochs", "2", "--ema-horizon", "0.1")
+    runs.finish(runs.command(packed, whole, *more, processes=2))
+    words = runs.command(packed, killed, *more, "--resume", processes=2)
+    runs.kill_at(words, killed, 5, signal.SIGKILL)
+    runs.finish(words)
+    runs.assert_same_end(whole, killed)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(packed, tmp_path):
+    words = runs.command(packed, tmp_path / "run", "--batch-size", "15", processes=2)
+    output = runs.finish(words, code=1)
+    assert "images.batch_size is 15, which 2 processes cannot share" in output

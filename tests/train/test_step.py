@@ -1,0 +1,176 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rn50.config import Average, Hardware, Images, Model, Optim, Run
+from rn50.data.loader import Batch
+from rn50.data.plan import Request
+from rn50.distributed import Group
+from rn50.hardware import Compute
+from rn50.train import state as states
+from rn50.train.schedule import Knobs
+from rn50.train.step import Engine, train_step
+
+COMPUTE = Compute(device=torch.device("cpu"), precision="fp32", workers=1)
+RUN = Run(
+    recipe="test",
+    epochs=9,
+    model=Model(arch="resnet18", num_classes=4),
+    images=Images(batch_size=8, train_px=32, test_px=32, test_resize_px=32),
+    optim=Optim(peak_lr=0.1, weight_decay=0.01),
+    average=Average(ema_horizon=0.1),
+)
+
+
+class Plain(nn.Module):
+    """A network whose gradient does not depend on how the batch is split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (8, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    flips = torch.rand(8, generator=generator) < 0.5
+    return Batch(
+        request=Request(ids=np.arange(8), px=32, boxes=None, resize_px=32, flips=flips.numpy()),
+        images=images.permute(0, 3, 1, 2),
+        labels=torch.randint(0, 4, (8,), generator=generator),
+        flips=flips,
+        wait_s=0.0,
+    )
+
+
+def start(run: Run) -> tuple[states.TrainState, Engine]:
+    torch.manual_seed(0)
+    state = states.of_model(Plain(), run, COMPUTE, Group())
+    return state, Engine.of(state, run, COMPUTE, Group())
+
+
+def weights(state: states.TrainState) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+
+def test_a_step_equals_the_textbook_loop():
+    state, engine = start(RUN)
+    torch.manual_seed(0)
+    net = Plain()
+    decayed = [net.conv.weight, net.fc.weight]
+    others = [net.conv.bias, net.fc.bias]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others}],
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
+    )
+    mean, std = (torch.tensor(v)[:, None, None] for v in (RUN.images.mean, RUN.images.std))
+    for seed in range(3):
+        given = batch(seed)
+        train_step(state, engine, given, Knobs(lr=0.1, average_keep=None), RUN)
+        images = given.images.float() / 255
+        images[given.flips] = images[given.flips].flip(3)
+        logits = net((images - mean) / std)
+        loss = nn.functional.cross_entropy(logits, given.labels, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        theirs = torch.cat([p.detach().flatten() for p in net.parameters()])
+        torch.testing.assert_close(weights(state), theirs, rtol=1e-5, atol=1e-6)
+    assert state.step == 3
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8])
+def test_accumulation_gives_the_update_of_the_whole_batch_also_with_a_smaller_last_part(
+    micro_batch,
+):
+    whole, engine = start(RUN)
+    run = dataclasses.replace(RUN, hardware=Hardware(micro_batch=micro_batch))
+    parts, parts_engine = start(run)
+    for seed in range(2):
+        train_step(whole, engine, batch(seed), Knobs(lr=0.1, average_keep=0.5), RUN)
+        train_step(parts, parts_engine, batch(seed), Knobs(lr=0.1, average_keep=0.5), run)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
+    whole.meter.drain()
+    parts.meter.drain()
+    assert parts.meter.epoch.correct == whole.meter.epoch.correct
+    assert parts.meter.epoch.loss == pytest.approx(whole.meter.epoch.loss, abs=1e-4)
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    run = dataclasses.replace(
+        RUN,
+        optim=Optim(peak_lr=1, momentum=0.0, nesterov=False, weight_decay=0, clip_grad_norm=0.01),
+    )
+    state, engine = start(run)
+    before = weights(state)
+    train_step(state, engine, batch(0), Knobs(lr=1.0, average_keep=None), run)
+    assert (weights(state) - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_moves_after_the_step_by_its_share():
+    state, engine = start(RUN)
+    before = weights(state)
+    train_step(state, engine, batch(0), Knobs(lr=0.1, average_keep=0.75), RUN)
+    average = torch.cat([p.flatten() for p in state.average.parameters()])
+    torch.testing.assert_close(average, 0.75 * before + 0.25 * weights(state))
+
+
+def test_an_infinite_gradient_is_skipped_by_the_scaler_and_the_scale_halved():
+    state, engine = start(RUN)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    before = weights(state)
+    given = batch(0)
+    state.model.fc.weight.register_hook(lambda g: g * float("inf"))
+    train_step(state, engine, given, Knobs(lr=0.1, average_keep=None), RUN)
+    assert torch.equal(weights(state), before)
+    assert state.scaler.get_scale() == 2.0**15
+
+
+def test_a_state_restored_from_its_snapshot_goes_on_bit_identically():
+    whole, engine = start(RUN)
+    for seed in range(3):
+        train_step(whole, engine, batch(seed), Knobs(lr=0.1, average_keep=0.9), RUN)
+    saved = states.snapshot(whole)
+    saved = dataclasses.replace(
+        saved,
+        model={k: v.clone() for k, v in saved.model.items()},
+        average={k: v.clone() for k, v in saved.average.items()},
+        momentum={k: v.clone() for k, v in saved.momentum.items()},
+    )
+    torch.manual_seed(999)
+    resumed = states.of_model(Plain(), RUN, COMPUTE, Group())
+    states.restore(resumed, saved)
+    other = Engine.of(resumed, RUN, COMPUTE, Group())
+    for seed in range(3, 6):
+        train_step(whole, engine, batch(seed), Knobs(lr=0.1, average_keep=0.9), RUN)
+        train_step(resumed, other, batch(seed), Knobs(lr=0.1, average_keep=0.9), RUN)
+    first, second = states.snapshot(whole), states.snapshot(resumed)
+    assert first.step == second.step == 6
+    assert (first.epoch, first.window) == (second.epoch, second.window)
+    for one, two in ((first.model, second.model), (first.average, second.average)):
+        assert all(torch.equal(one[k], two[k]) for k in one)
+    assert all(torch.equal(first.momentum[k], second.momentum[k]) for k in first.momentum)
+
+
+def test_a_snapshot_without_the_average_is_refused():
+    state, _ = start(RUN)
+    saved = dataclasses.replace(states.snapshot(state), average=None)
+    with pytest.raises(ValueError, match="the checkpoint has no average, the run keeps one"):
+        states.restore(state, saved)
+
+
+def test_a_snapshot_of_another_network_is_refused():
+    state, _ = start(RUN)
+    saved = states.snapshot(state)
+    del saved.model["fc.bias"]
+    with pytest.raises(ValueError, match="of another network"):
+        states.restore(state, saved)
