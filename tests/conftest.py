@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -59,6 +60,11 @@ def _jpeg(label: int, i: int, split: Split) -> bytes:
     file = io.BytesIO()
     (image.convert("L") if (label, i) == (0, 0) else image).save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ def test_every_command_of_a_page_is_accepted_and_the_cheap_ones_run(
         if words[0] == "train" and "--config" in words:
             config = desk / words[words.index("--config") + 1]
             config.parent.mkdir(parents=True, exist_ok=True)
+            capsys.readouterr()
             run(["train", "--dry-run"])
             config.write_text(capsys.readouterr().out)
         if words[0] == "train" and "--dry-run" not in words:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import rn50
 from rn50 import durable
 from rn50.data.jpeg import Jpeg, NotAnImageError, to_jpeg, warnings_ignored
 from rn50.data.shard_writer import SHARD_BYTES, ShardWriter
@@ -137,7 +137,7 @@ class _Packing:
         name = source.origin.name if isinstance(source, Stored) else source.kind
         return {
             "format": FORMAT,
-            "tool": f"rn50 {version('rn50')}",
+            "tool": f"rn50 {rn50.__version__}",
             "source": {"kind": source.kind, "name": name},
             "classes": [{"id": class_.id, "name": class_.name} for class_ in self._classes],
             "splits": {split: entry for split, (entry, _) in written.items()},

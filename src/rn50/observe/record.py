@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rn50 import durable
 from rn50.errors import DataError, UsageError
@@ -86,6 +86,7 @@ class Recorder:
                 self.sync()
 
 
+@runtime_checkable
 class Observer(Protocol):
     """What is shown every record and never changes training."""
 

@@ -16,7 +16,7 @@ def demo() -> Run:
     """
     return Run(
         recipe="demo",
-        epochs=6,
+        epochs=4,
         model=Model(num_classes=10),
         images=Images(
             batch_size=64, train_px=64, test_px=64, test_resize_px=72, crop_area=(0.35, 1.0)

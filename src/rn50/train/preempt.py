@@ -3,7 +3,6 @@
 import os
 import signal
 from types import FrameType
-from typing import Self
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
@@ -19,7 +18,7 @@ class StopRequest:
         self.requested = False
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         for name in _NAMES:
             if (number := getattr(signal, name, None)) is not None:
                 self._previous[number] = signal.signal(number, self._handle)

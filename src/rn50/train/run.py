@@ -6,10 +6,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy
+import PIL
+import torch
+
+import rn50
 from rn50 import config, distributed, durable, hardware
 from rn50.config import Run
 from rn50.data import cache
@@ -294,8 +298,13 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    names = ("rn50", "torch", "numpy", "pillow")
-    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+    return {
+        "rn50": rn50.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _is_finished(place: Path, saved: Saved) -> bool:

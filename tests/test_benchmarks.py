@@ -1,0 +1,92 @@
+"""Each benchmark runs in miniature; how fast anything was is not looked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+# One process for all of them: importing torchvision takes longer than the miniatures. The step
+# comes last because a process that has trained is not to be forked.
+ALL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import gpu, loader, step
+packed, out = sys.argv[2:]
+sizes = ["--count", "16", "--batch-size", "4", "--px", "32", "--workers", "2"]
+brief = ["--rounds", "1", "--seconds", "0.01"]
+loader.main(["--images", packed, *sizes, *brief, "--json", f"{out}/loader.json"])
+for options in ([], ["--cpu-smoke", "--only", "ceilings", "numerics"]):
+    try:
+        gpu.main(["--out", out, *options])
+    except SystemExit as end:
+        print("gpu ended with", int(end.code))
+sizes = ["--arch", "resnet18", "--px", "32", "--batch-sizes", "2", "--precisions", "fp32"]
+step.main([*sizes, *brief, "--small-ceilings", "--json", f"{out}/step.json"])
+"""
+
+
+def run(*command: str | Path) -> str:
+    """Return what a Python process prints, which sees no GPU."""
+    # One thread: the miniature's matrices are too small to share.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def report(path: Path) -> dict[str, Any]:
+    assert path.with_suffix(".md").read_text().startswith("# ")
+    return json.loads(path.read_text())
+
+
+def test_benchmarks_run_and_the_network_agrees_with_torchvision(
+    packed: Path, tmp_path: Path
+) -> None:
+    printed = run("-c", ALL, BENCHMARKS, packed, tmp_path)
+
+    methods = [row["method"] for row in report(tmp_path / "loader.json")["loader"]]
+    assert methods[::2] == ["torchvision PIL", "rn50"]
+    assert [row["side"] for row in report(tmp_path / "step.json")["step"]] == [
+        "torchvision",
+        "rn50",
+    ]
+    without_gpu, _, smoke = printed.partition("gpu ended with 2\n")
+    assert without_gpu.endswith("give --cpu-smoke to test this script on the CPU\n")
+    assert "gpu ended with 0\n" in smoke
+    sections = report(tmp_path / "gpu.json")
+    assert list(sections) == ["machine", "ceilings", "numerics"]
+    assert all(row["agrees"] for row in sections["numerics"]["rows"])
+
+
+@pytest.mark.slow
+def test_every_section_of_the_gpu_benchmark_runs_in_miniature(tmp_path: Path) -> None:
+    run(BENCHMARKS / "gpu.py", "--cpu-smoke", "--out", tmp_path)
+    sections = report(tmp_path / "gpu.json")
+    assert {name: section["problem"] for name, section in sections.items()} == dict.fromkeys(
+        sections
+    )
+    assert all(section["rows"] for section in sections.values())
+    assert sections["train-64"]["rows"][0]["finished"]
+    assert sections["determinism"]["rows"][-1]["bit-identical"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_agrees_with_torchvision_and_deterministic_runs_with_each_other(
+    tmp_path: Path,
+) -> None:
+    only = ("--only", "numerics", "determinism")
+    done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py", "--out", tmp_path, *only])
+    assert done.returncode == 0
+    sections = report(tmp_path / "gpu.json")
+    assert all(row["agrees"] for row in sections["numerics"]["rows"])
+    assert sections["determinism"]["rows"][-1]["bit-identical"]
