@@ -107,7 +107,8 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
         data = group.from_first(data)
     dataset = PackedDataset.open(Path(data))
     check_classes(run.model.num_classes, dataset)
-    place = Path(group.from_first(str(folder.choose(run, resume=resume))))
+    # The others must not look for themselves: by then the first may have made its folder.
+    place = Path(group.from_first(str(folder.choose(run, resume=resume)) if group.is_first else ""))
     return _Job(
         run=run,
         dataset=dataset,
