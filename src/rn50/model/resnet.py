@@ -52,7 +52,8 @@ class BasicBlock(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(y + shortcut)
+        y += shortcut  # in place: BatchNorm does not need its output again, memory does
+        return self.relu(y)
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +84,8 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(y + shortcut)
+        y += shortcut  # in place: BatchNorm does not need its output again, memory does
+        return self.relu(y)
 
 
 class ResNet(nn.Module):
