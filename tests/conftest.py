@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 
 import io
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from PIL import Image
+
+# Dozens of processes import torch: each would compile all of it anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Here rather than by --jaxtyping-packages, which takes one package only. What is left out has
 # annotations that beartype cannot check (typing.Self, typing.TextIO, protocols) and no shapes.

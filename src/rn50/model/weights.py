@@ -50,7 +50,7 @@ def save(path: Path, net: nn.Module, header: dict[str, Any]) -> None:
         header: Made by ``header``.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    metadata = {_HEADER: json.dumps(header), "format": "pt"}
+    metadata = {_HEADER: json.dumps(header)}  # one key: of several, the order in the file varies
     durable.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
 
 

@@ -7,12 +7,12 @@ _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 def demo() -> Run:
-    """ResNet-50 on procedural images of ten shapes: a real run in minutes, with no download.
+    """ResNet-50 on procedural images of ten objects: a real run in minutes, with no download.
 
     Source: ours, to show the whole path on any machine.
     Command: ``rn50 train``
     Published: none; chance is 10%.
-    Measured: docs/results.md.
+    Measured: 98.6% top-1 in 2.5 minutes on 2 CPU cores (docs/results.md).
     """
     return Run(
         recipe="demo",
@@ -82,7 +82,7 @@ def tiny_imagenet_resnet50() -> Run:
     label smoothing, random resized crops and an average.
     Command: ``rn50 train tiny-imagenet-resnet50 --data TINY_IMAGENET``
     Published: 69.2% to 69.4% top-1 in 100 epochs (giung2, 90,000 training images).
-    Measured: one epoch with the ImageNet stem on a CPU, docs/results.md.
+    Measured: 10.7% after one epoch with the ImageNet stem, on a CPU (docs/results.md).
     """
     return Run(
         recipe="tiny-imagenet-resnet50",
