@@ -1,6 +1,6 @@
 """What every distribution of a data set is turned into before it is packed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -82,4 +82,51 @@ class Stored(Protocol):
     @property
     def origin(self) -> Path:
         """Return the folder or the archive."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many images a known data set has, as it was published."""
+
+    name: str
+    """The data set."""
+    total: Mapping[Split, int] = field(default_factory=dict)
+    """Images of a split; a split that is not named may have any number."""
+    per_class: Mapping[Split, Mapping[str, int]] = field(default_factory=dict)
+    """Images of a split's classes by id; a class that is not named may have any number."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A source that can compare itself with what was published."""
+
+    def check(self) -> list[str]:
+        """Return what was compared and how it came out, a line each; for the manifest.
+
+        To be called once ``images`` is exhausted: what is compared was gathered on the way.
+
+        Raises:
+            DataError: A published archive has other bytes than were published.
+        """
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A source that has something to say to whoever uses its data later."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return sentences for the manifest, such as a warning of contaminated scores."""
+        ...
+
+
+@runtime_checkable
+class Expected(Protocol):
+    """A source whose numbers of images are known; ``check`` tells where they differ."""
+
+    @property
+    def expected(self) -> Counts | None:
+        """Return the published numbers, or None where this set is not a known one."""
         ...
