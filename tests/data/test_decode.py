@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from rn50 import rng
-from rn50.data import turbojpeg
+from rn50.data import native, turbojpeg
 from rn50.data.decode import Decoder, ImageDecodeError, decoder_name
 from rn50.data.plan import CROP_TRIES, random_resized_crops
 
@@ -290,6 +290,7 @@ def test_a_library_that_lacks_the_functions_is_passed_over(monkeypatch):
 
 
 def test_without_a_library_pillow_decodes(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(turbojpeg, "library", lambda: None)
     assert decoder_name() == "pillow"
     jpeg = by_pillow(smooth(60, 40))
@@ -298,7 +299,8 @@ def test_without_a_library_pillow_decodes(monkeypatch):
 
 
 @needs_turbojpeg
-def test_with_a_library_turbojpeg_decodes():
+def test_with_a_library_and_without_a_compiler_turbojpeg_decodes(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
     assert decoder_name() == "turbojpeg"
 
 

@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from rn50.data import native
 from rn50.data.decode import Decoder, ImageDecodeError
 from rn50.data.plan import Request
 from rn50.data.shards import PackedSplit
@@ -46,6 +48,7 @@ class _Slot:
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self.images = self._buffer
+        self.jobs: native.Jobs | None = None
         self.pending: list[Future[None]] = []
         self.copied: torch.cuda.Event | None = None
 
@@ -71,6 +74,7 @@ class Loader:
         self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rn50-decode")
         self._local = threading.local()
+        self._native = native.libraries()
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
@@ -119,18 +123,46 @@ class Loader:
         if slot.copied is not None:
             slot.copied.synchronize()
         out = slot.resize(len(request.ids), request.px, pinned=self._stream is not None)
-        slot.pending = [
-            self._pool.submit(self._decode, split, request, out, start)
-            for start in range(0, len(request.ids), _CHUNK)
+        slot.pending = []
+        if self._native is None:
+            decode = partial(self._decode_rows, split, request, out)
+        else:
+            slot.jobs = native.make_jobs(split, request, out)
+            slot.pending = [self._pool.submit(native.read_ahead, slot.jobs)]
+            decode = partial(self._decode_jobs, split, request, out, slot.jobs)
+        count = len(request.ids)
+        slot.pending += [
+            self._pool.submit(decode, range(start, min(start + _CHUNK, count)))
+            for start in range(0, count, _CHUNK)
         ]
 
-    def _decode(
-        self, split: PackedSplit, request: Request, out: UInt8[Tensor, "b p p 3"], start: int
+    def _decode_jobs(
+        self,
+        split: PackedSplit,
+        request: Request,
+        out: UInt8[Tensor, "b p p 3"],
+        jobs: native.Jobs,
+        rows: range,
+    ) -> None:
+        decoder = getattr(self._local, "native", None)
+        if decoder is None:
+            assert self._native is not None
+            decoder = self._local.native = native.NativeDecoder(*self._native)
+        refused = decoder.decode(jobs[rows.start : rows.stop], request.px)
+        if refused:  # Pillow decides: it accepts harmless oddities and refuses cut-off files.
+            self._decode_rows(split, request, out, [rows[i] for i in refused])
+
+    def _decode_rows(
+        self,
+        split: PackedSplit,
+        request: Request,
+        out: UInt8[Tensor, "b p p 3"],
+        rows: Iterable[int],
     ) -> None:
         decoder = getattr(self._local, "decoder", None)
         if decoder is None:
             decoder = self._local.decoder = Decoder()
-        for row in range(start, min(start + _CHUNK, len(request.ids))):
+        for row in rows:
             image = int(request.ids[row])
             try:
                 if request.boxes is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Shaped, UInt64
 
 from rn50 import durable
 from rn50.data.sources.base import ClassName
@@ -120,6 +120,7 @@ class PackedSplit:
         """One ``RECORD`` per image, read-only and in the page cache, not in Python's memory."""
         _allow_open_files(len(self._shards))
         self._views = [_view(folder / shard) for shard in self._shards]
+        self._check_places()
 
     @property
     def num_images(self) -> int:
@@ -149,6 +150,14 @@ class PackedSplit:
         shard, offset, length, *_ = self.index[i].item()
         return self._views[shard][offset : offset + length]
 
+    def locate(
+        self, ids: Int64[np.ndarray, " batch"]
+    ) -> tuple[UInt64[np.ndarray, " batch"], UInt64[np.ndarray, " batch"]]:
+        """Return where in memory the JPEGs of images begin, and their bytes; for ``native``."""
+        rows = self.index[ids]
+        starts = self._addresses[rows["shard"]] + rows["offset"].astype(np.uint64)
+        return starts, rows["length"].astype(np.uint64)
+
     def shard(self, number: int) -> memoryview:
         """Return all bytes of a shard, a view into its mapping."""
         return self._views[number]
@@ -162,6 +171,24 @@ class PackedSplit:
         """Return the key of image ``i`` and where it lies, for messages."""
         row = self.index[i]
         return f"{self.key(i)} ({self._shards[row['shard']]} at byte {row['offset']})"
+
+    @cached_property
+    def _addresses(self) -> UInt64[np.ndarray, " shards"]:
+        views = (np.frombuffer(view, np.uint8) for view in self._views)
+        return np.array([view.__array_interface__["data"][0] for view in views], np.uint64)
+
+    def _check_places(self) -> None:
+        """Refuse an index that points out of its shards, which C would follow."""
+        sizes = np.array([len(view) for view in self._views], np.uint64)
+        shards = self.index["shard"]
+        if len(shards) and (
+            shards.max() >= len(sizes)
+            or (self.index["offset"] + self.index["length"] > sizes[shards]).any()
+        ):
+            raise DataError(
+                f"the index of {self.folder} ({self.name}) points out of its shards; it must be "
+                "the one that `rn50 prepare` wrote; prepare the data again"
+            )
 
     @cached_property
     def _keys(self) -> memoryview:

@@ -27,6 +27,10 @@ _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}
 LIBRARY_VARIABLE = "RN50_TURBOJPEG"
 """Environment variable with the path of a libturbojpeg to use instead of the one found."""
 
+DECODER_VARIABLE = "RN50_DECODER"
+"""Environment variable that holds the decoder back: ``native`` (as usual), ``turbojpeg`` (without
+the compiled code) or ``pillow`` (without both)."""
+
 
 class _Region(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
@@ -43,6 +47,8 @@ def library() -> ctypes.CDLL | None:
     Looked for in ``RN50_TURBOJPEG``, then the ``turbojpeg`` wheel, then the system's libraries
     (version 3 and above; Debian 12 and Ubuntu 24.04 ship 2.1, which lacks the functions).
     """
+    if os.environ.get(DECODER_VARIABLE) == "pillow":
+        return None
     for candidate in _candidates():
         try:
             found = ctypes.CDLL(candidate)
