@@ -151,6 +151,22 @@ def test_both_decoders_give_the_same_pixels(options):
             assert np.array_equal(pillow.pixels(jpeg, box), turbo.decode(jpeg, box))
 
 
+@needs_turbojpeg
+def test_an_image_after_a_damaged_one_is_decoded():
+    turbo, draws = turbo_decoder(), np.random.default_rng(0)
+    jpeg = by_pillow(smooth(65, 49))
+    refused = 0
+    for _ in range(300):
+        damaged = np.frombuffer(jpeg, np.uint8).copy()
+        damaged[draws.integers(len(jpeg), size=8)] = draws.integers(256, size=8)
+        try:
+            turbo.decode(memoryview(damaged))
+        except turbojpeg.TurboJpegError:
+            refused += 1
+        assert np.array_equal(turbo.decode(memoryview(jpeg)), np.asarray(opened(jpeg)))
+    assert refused > 100
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 @pytest.mark.parametrize("make", [Decoder, pillow_decoder])
 def test_grey_and_cmyk_become_rgb_as_pillow_has_it(mode, make):

@@ -172,6 +172,22 @@ def test_damaged_and_four_coloured_images_are_refused_and_the_others_are_decoded
     assert torch.equal(out[len(bad) :], one_by_one(split, request)[len(bad) :])
 
 
+def test_an_image_after_a_damaged_one_is_decoded(decoder, split):
+    request = crops(split, 32, 0)
+    expected = one_by_one(split, request)
+    draws = np.random.default_rng(0)
+    for _ in range(200):
+        out = torch.zeros(len(request.ids), 32, 32, 3, dtype=torch.uint8)
+        jobs = native.make_jobs(split, request, out)
+        row = int(draws.integers(len(jobs) - 1))
+        data = np.frombuffer(split.jpeg(int(request.ids[row])), np.uint8).copy()
+        places = draws.integers(len(data), size=8)
+        data[places] = draws.integers(256, size=8)
+        jobs[row]["jpeg"] = data.ctypes.data
+        assert decoder.decode(jobs[row : row + 2], 32) in ([], [0])
+        assert torch.equal(out[row + 1], expected[row + 1])
+
+
 def batches(split, workers: int) -> list[torch.Tensor]:
     images = Images(batch_size=20, train_px=40, test_px=40, test_resize_px=40)
     plan = TrainPlan(images=images, seed=0, widths=split.widths, heights=split.heights)

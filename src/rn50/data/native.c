@@ -271,6 +271,7 @@ static int decode_one(Decoder *d, Job *job, int px) {
   const TurboJpeg *t = &d->turbo;
   const uint8_t *jpeg = (const uint8_t *)(uintptr_t)job->jpeg;
   uint8_t *out = (uint8_t *)(uintptr_t)job->out;
+  if (!d->handle) return NO_MEMORY;
   if (t->header(d->handle, jpeg, job->size)) return REFUSED;
   int colours = t->get(d->handle, COLORSPACE);
   if (colours == 3 || colours == 4) return REFUSED; /* CMYK, YCCK */
@@ -330,7 +331,11 @@ int rn50_decode(Decoder *d, Job *jobs, int count, int px) {
   int failed = 0;
   for (int i = 0; i < count; i++) {
     jobs[i].status = decode_one(d, &jobs[i], px);
-    failed += jobs[i].status != DONE;
+    if (jobs[i].status == DONE) continue;
+    failed++;
+    /* libjpeg-turbo 2.1.92 stays in the middle of a header that was damaged. */
+    if (d->handle) d->turbo.destroy(d->handle);
+    d->handle = d->turbo.init(INIT_DECOMPRESS);
   }
   return failed;
 }

@@ -89,14 +89,20 @@ class TurboJpeg:
 
     def __init__(self, lib: ctypes.CDLL) -> None:
         self._lib = lib
-        self._handle = lib.tj3Init(_INIT_DECOMPRESS)
-        if not self._handle:
-            raise MemoryError("TurboJPEG could not create a decoder")
+        self._handle: int | None = None
+        self._open()
         self._buffer = np.empty(1 << 20, dtype=np.uint8)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._lib.tj3Destroy(self._handle)
+
+    def _open(self) -> None:
+        if self._handle:
+            self._lib.tj3Destroy(self._handle)
+        self._handle = self._lib.tj3Init(_INIT_DECOMPRESS)
+        if not self._handle:
+            raise MemoryError("TurboJPEG could not create a decoder")
 
     def decode(
         self, jpeg: memoryview, box: Int64[np.ndarray, " 4"] | None = None
@@ -147,4 +153,6 @@ class TurboJpeg:
         return start, end - start
 
     def _error(self) -> TurboJpegError:
-        return TurboJpegError(self._lib.tj3GetErrorStr(self._handle).decode(errors="replace"))
+        text = self._lib.tj3GetErrorStr(self._handle).decode(errors="replace")
+        self._open()  # version 2.1.92 stays in the middle of a header that was damaged
+        return TurboJpegError(text)
