@@ -46,6 +46,11 @@ class Skipped:
         """Record that ``path`` was left out for ``reason``."""
         self.paths.setdefault(reason, []).append(path)
 
+    def merge(self, more: "Skipped") -> None:
+        """Record all that ``more`` has."""
+        for reason, paths in more.paths.items():
+            self.paths.setdefault(reason, []).extend(paths)
+
 
 @runtime_checkable
 class Source(Protocol):

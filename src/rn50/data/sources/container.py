@@ -94,10 +94,15 @@ class Folder:
         self.path = path
         self._on_disk: dict[str, str] = {}
 
-    def listing(self) -> Listing:
-        """Walk the folder in the order of the names."""
+    def listing(self, below: str = "", *, deep: bool = True) -> Listing:
+        """Walk the folder, or what is in its folder ``below``, in the order of the names.
+
+        Args:
+            below: Relative, without a ``/`` at its end.
+            deep: Also look into the folders there.
+        """
         found = Listing()
-        self._walk("", found)
+        self._walk(below, found, deep)
         return found
 
     def members(self, wanted: Collection[str]) -> Iterator[Member]:
@@ -106,7 +111,7 @@ class Folder:
             on_disk = self.path / self._on_disk.get(path, path)
             yield Member(path, partial(_read_file, on_disk))
 
-    def _walk(self, below: str, found: Listing) -> None:
+    def _walk(self, below: str, found: Listing, deep: bool) -> None:
         try:
             with os.scandir(self.path / below) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
@@ -118,8 +123,8 @@ class Folder:
                 found.skipped.add(LINK, printable(name))
             elif entry.is_dir():
                 found.add_folder(name)
-                if not is_system(entry.name):
-                    self._walk(name, found)
+                if deep and not is_system(entry.name):
+                    self._walk(name, found, deep)
             elif entry.is_file():
                 found.add_file(name)
                 if (shown := printable(name)) != name:

@@ -1,17 +1,23 @@
 """Class folders: ``train/<class>/…`` and ``val/<class>/…``, as torchvision's ImageFolder reads."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rn50.data.sources.base import ClassName, Skipped, Split
+from rn50.data.sources import flat_val
+from rn50.data.sources.base import Skipped, Split
+from rn50.data.sources.class_tars import CLASS_TAR
 from rn50.data.sources.container import Container, Listing
-from rn50.data.sources.stored import StoredImages
+from rn50.data.sources.stored import Labelled, StoredImages
+from rn50.data.sources.wnids import WNID, class_names
 from rn50.errors import DataError
 
 KIND = "class folders"
 VAL_NAMES = ("val", "valid", "validation", "test")
 """What the validation split's folder may be called; of several, the first in this order counts."""
 
+_MAX_DEPTH = 4
+"""Folders around ``train`` that are looked into."""
 _LAYOUT = "train/<class>/<image> and val/<class>/<image>"
 
 
@@ -76,8 +82,12 @@ def read_pair(train: tuple[Container, Listing], val: tuple[Container, Listing]) 
 
 def combine(train: Tree, val: Tree) -> StoredImages:
     """Return the images of both trees, their classes being the sorted folders of ``train``."""
+    _refuse_class_tars(train)
     train_classes = _images_by_class(train, "train")
-    val_classes = _images_by_class(val, "val")
+    if flat_val.is_flat(val.class_folders(), val.loose_files(), train_classes):
+        val_classes = _flat_val_by_class(val, train_classes)
+    else:
+        val_classes = _images_by_class(val, "val")
     if foreign := sorted(val_classes.keys() - train_classes.keys()):
         raise DataError(
             f"{val} has class {foreign[0]!r}{_more(foreign)}, which {train} lacks; both must have "
@@ -92,22 +102,77 @@ def combine(train: Tree, val: Tree) -> StoredImages:
         _, labels = parts.setdefault(id(tree.container), (tree.container, {}))
         labels.update((path, (split, name)) for name in classes for path in classes[name])
     skipped = _rest([train, val], {path for _, labels in parts.values() for path in labels})
-    names = tuple(ClassName(name, name) for name in sorted(train_classes))
-    return StoredImages(KIND, names, list(parts.values()), skipped)
+    return StoredImages(
+        KIND,
+        train.container.path,
+        class_names(train_classes),
+        [Labelled(container, labels) for container, labels in parts.values()],
+        skipped,
+        notes=_notes(val_classes),
+    )
+
+
+def _flat_val_by_class(val: Tree, train_classes: dict[str, list[str]]) -> dict[str, list[str]]:
+    images = [path for path in val.files() if not flat_val.is_list(path)]
+    labels = flat_val.labels(val.container, val.listing, val.folder, images, train_classes)
+    if labels is None:
+        raise DataError(
+            f"{val} is flat: it has {len(images)} files and no class folders, so that the "
+            f"labels of {images[0]} and the others are unknown; {_LAYOUT} is needed, or a list "
+            f"such as {flat_val.EXAMPLE} beside them; move the images into one folder per class, "
+            "or prepare the data set as it was distributed"
+        )
+    classes: dict[str, list[str]] = {}
+    for path, class_id in labels.items():
+        classes.setdefault(class_id, []).append(path)
+    return classes
+
+
+def _notes(val_classes: dict[str, list[str]]) -> tuple[str, ...]:
+    """Return a note if validation images are training images of ILSVRC2012, by their names."""
+    total = sum(map(len, val_classes.values()))
+    leaked = sum(
+        re.match(rf"{name}_\d+\.", path.rpartition("/")[2]) is not None
+        for name, paths in val_classes.items()
+        if WNID.fullmatch(name)
+        for path in paths
+    )
+    if leaked == 0:
+        return ()
+    return (
+        f"{leaked:,} of the {total:,} validation images ({leaked / total:.0%}) have the names of "
+        "training images of ILSVRC2012: a model that was trained on ImageNet has seen them, and "
+        "its scores here are contaminated",
+    )
+
+
+def _refuse_class_tars(train: Tree) -> None:
+    tars = [path for path in train.files() if CLASS_TAR.fullmatch(path.rpartition("/")[2])]
+    if tars:
+        raise DataError(
+            f"{train} has {len(tars)} tars of classes, such as {tars[0]}, as an extraction that "
+            "was interrupted leaves them; every class needs its images; extract and remove them, "
+            "or prepare the folder of the archives as published"
+        )
 
 
 def _top(container: Container, listing: Listing) -> str:
-    """Return the folder that holds ``train``: the container's top or one below it."""
-    folders = _all_folders(listing)
-    found = [top for top in _tops(folders) if "train" in _below(folders, top)]
+    """Return the folder that holds ``train``: the container's top, or one some levels below it."""
+    found: dict[int, set[str]] = {}
+    for folder in _all_folders(listing):
+        parts = folder.split("/")
+        for depth, name in enumerate(parts[: _MAX_DEPTH + 1]):
+            if name.lower() == "train":
+                found.setdefault(depth, set()).add("".join(f"{part}/" for part in parts[:depth]))
     if not found:
         raise DataError(_no_train(container, listing))
-    if found[0] and len(found) > 1:
+    tops = sorted(found[min(found)])
+    if len(tops) > 1:
         raise DataError(
-            f"{container.path} holds several data sets: {', '.join(found[:5])}; one is needed; "
+            f"{container.path} holds several data sets: {', '.join(tops[:5])}; one is needed; "
             "give the folder of the one that is meant"
         )
-    return found[0]
+    return tops[0]
 
 
 def _tree(container: Container, listing: Listing, names: tuple[str, ...]) -> Tree:
@@ -159,9 +224,7 @@ def _rest(trees: list[Tree], used: set[str]) -> Skipped:
     loose = {path for tree in trees for path in tree.loose_files()}
     listings = {id(tree.listing): tree.listing for tree in trees}
     for listing in listings.values():
-        for reason, paths in listing.skipped.paths.items():
-            for path in paths:
-                skipped.add(reason, path)
+        skipped.merge(listing.skipped)
         for path in listing.files:
             if path not in used:
                 reason = "in no class folder" if path in loose else "in neither train nor val"

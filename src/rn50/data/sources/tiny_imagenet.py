@@ -1,8 +1,10 @@
 """Tiny-ImageNet-200 as Stanford distributes it: lists of classes, and a flat val with labels."""
 
-from rn50.data.sources.base import ClassName, Skipped, Split
+from rn50.data.sources import published
+from rn50.data.sources.base import Skipped, Split
 from rn50.data.sources.container import Container, Listing
-from rn50.data.sources.stored import StoredImages
+from rn50.data.sources.stored import Labelled, StoredImages
+from rn50.data.sources.wnids import class_names
 from rn50.errors import DataError
 
 KIND = "tiny-imagenet-200"
@@ -52,8 +54,14 @@ def read(container: Container, listing: Listing, top: str) -> StoredImages:
             "extract or download it again"
         )
     _check_classes(labels, ids, top)
-    classes = tuple(ClassName(id_, words.get(id_, id_).strip()) for id_ in ids)
-    return StoredImages(KIND, classes, [(container, labels)], listing.skipped)
+    return StoredImages(
+        KIND,
+        container.path,
+        class_names(ids, {id_: name.strip() for id_, name in words.items()}),
+        [Labelled(container, labels)],
+        listing.skipped,
+        expected=published.tiny_imagenet(ids) if len(ids) == 200 else None,
+    )
 
 
 def _texts(container: Container, listing: Listing, top: str) -> dict[str, str]:
