@@ -9,6 +9,8 @@ import pytest
 from contract import runs
 from rn50.cli import main
 
+COMMANDS = ("train", "download", "prepare", "verify", "eval", "recipes", "doctor")
+
 
 def outcome(capsys, *arguments):
     """Run a command in this process; return its exit code and what it printed."""
@@ -30,11 +32,11 @@ def one_line(error: str) -> str:
 def test_help_lists_the_commands(capsys):
     code, out, _ = outcome(capsys, "--help")
     assert code == 0
-    for name in ("train", "prepare", "verify", "eval", "recipes"):
+    for name in COMMANDS:
         assert name in out
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "verify", "eval", "recipes"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = outcome(capsys, command, "--help")
     assert code == 0

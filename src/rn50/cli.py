@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from rn50 import config
 from rn50.config import Hardware, Run
-from rn50.errors import UserError
+from rn50.errors import UsageError, UserError
 from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary
 
 _DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
@@ -28,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands: dict[str, Callable[..., Any]] = {
             "train": _train_command(given),
+            "download": download,
             "prepare": prepare,
             "verify": verify,
             "eval": evaluate,
             "recipes": recipes,
+            "doctor": doctor,
         }
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -118,6 +120,33 @@ def _train(run: Run, *, resume: bool, allow_change: tuple[str, ...], dry_run: bo
             _say(f"  {file}")
 
 
+def download(
+    name: Positional[str] = "", dest: Positional[Path] = Path(), /, *, url: str = ""
+) -> None:
+    """Fetch a data set that is free to fetch; without a name, list them.
+
+    What was cut off is continued by the same command.
+
+    Args:
+        name: Such as imagenette-160. For imagenet it says where to register.
+        dest: Folder to put the archive in.
+        url: Another place to fetch the same archive from, such as a mirror.
+    """
+    from rn50.data.download import ARCHIVES, archive, fetch, next_command
+
+    if not name:
+        table = rich.table.Table("name", "about", "what it holds", box=None)
+        for one in ARCHIVES.values():
+            table.add_row(one.name, f"{one.about_mb:,} MB", one.holds)
+        table.add_row("imagenet", "155 GB", "needs an account: says where, and what to fetch")
+        rich.console.Console().print(table)
+        return
+    wanted = archive(name)
+    with _progress("fetching", in_bytes=True) as report:
+        file = fetch(wanted, dest, url=url, say=_say, report=report)
+    _say(f"{file}: {file.stat().st_size / 1e6:,.1f} MB\nnext: {next_command(wanted, file)}")
+
+
 def prepare(
     source: Positional[str],
     dest: Positional[Path],
@@ -149,17 +178,19 @@ def prepare(
         _say(f"  converted ({reason}): {entry['count']}, such as {entry['examples'][0]}")
 
 
-def verify(folder: Positional[Path], /, *, workers: int = 0) -> None:
+def verify(folder: Positional[str], /, *, workers: int = 0) -> None:
     """Check every file and image of a folder made by prepare.
 
     Args:
-        folder: The packed data.
+        folder: The packed data, or its URL: then the copy in the cache folder is checked.
         workers: Threads; 0: one per core.
     """
+    from rn50.data.remote import local_folder
     from rn50.data.verify import verify as check
 
+    place = local_folder(folder, say=_say)
     with _progress("verifying") as report:
-        found = check(folder, workers=workers, report=report)
+        found = check(place, workers=workers, report=report)
     splits = ", ".join(f"{count:,} {name}" for name, count in found.images.items())
     _say(
         f"{folder} is whole: {splits} images of {found.num_classes} classes, "
@@ -179,14 +210,16 @@ def evaluate(
 
     Args:
         weights: The folder of a run, or a weights file.
-        data: Folder made by prepare; by default the one that the run was trained on.
+        data: Folder made by prepare, or the URL of a copy of one; by default what the run was
+            trained on.
         hardware: How to compute it.
         json_output: Print JSON.
     """
+    from rn50.data.remote import local_folder
     from rn50.evaluate import score
     from rn50.train.folder import data_of
 
-    scores = score(weights, Path(data) if data else data_of(weights), hardware)
+    scores = score(weights, local_folder(data or data_of(weights)), hardware)
     if json_output:
         _say(json.dumps(scores, indent=2))
     else:
@@ -210,10 +243,32 @@ def recipes(form: Annotated[Literal["table", "json"], arg(name="format")] = "tab
     rich.console.Console().print(table)
 
 
-def _progress(verb: str) -> Any:
+def doctor(*, json_output: Annotated[bool, arg(name="json")] = False) -> None:
+    """Say what this machine has for training, and what would help.
+
+    Args:
+        json_output: Print JSON.
+    """
+    try:
+        from rn50.doctor import examine, refuse_impossible, table, to_json
+    except (ImportError, OSError) as error:
+        raise UsageError(
+            f"this machine cannot train as it is: {type(error).__name__}: {error}; every package "
+            "must load; install them again: pip install --force-reinstall rn50 torch torchvision"
+        ) from error
+
+    findings = examine()
+    if json_output:
+        _say(json.dumps(to_json(findings), indent=2))
+    else:
+        rich.console.Console().print(table(findings))
+    refuse_impossible(findings)
+
+
+def _progress(verb: str, *, in_bytes: bool = False) -> Any:
     from rn50.observe.progress import progress
 
-    return progress(verb)
+    return progress(verb, in_bytes=in_bytes)
 
 
 def _say(text: str) -> None:

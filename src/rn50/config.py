@@ -192,7 +192,8 @@ class Storage:
     """Where data is read and results are written."""
 
     data: Annotated[str, tyro.conf.arg(name="data", aliases=["--data", "-d"])] = ""
-    """Folder made by `rn50 prepare`. Empty: the demo data, made in the cache folder."""
+    """Folder made by `rn50 prepare`, or the URL of a copy of one, such as `s3://bucket/prefix`.
+    Empty: the demo data, made in the cache folder."""
     output_dir: Annotated[str, tyro.conf.arg(aliases=["--output-dir", "-o"])] = ""
     """Folder of the run. Empty: runs/<recipe>."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0

@@ -66,8 +66,11 @@ def _name(recipe: str, number: int) -> Path:
     return _ROOT / (recipe if number == 1 else f"{recipe}-{number}")
 
 
-def data_of(weights: Path) -> Path:
-    """Return the data set that the run at ``weights`` (its folder, or a file in it) trained on.
+def data_of(weights: Path) -> str:
+    """Return what the run at ``weights`` (its folder, or a file in it) was trained on.
+
+    Returns:
+        The data set's folder or URL.
 
     Raises:
         UsageError: It cannot be told.
@@ -79,4 +82,4 @@ def data_of(weights: Path) -> Path:
             f"{place} does not tell what data it was trained on; give --data FOLDER, made by "
             "`rn50 prepare`"
         )
-    return Path(saved.about["data"])
+    return str(saved.about["data"])

@@ -16,7 +16,7 @@ import torch
 import rn50
 from rn50 import config, distributed, durable, hardware
 from rn50.config import Run
-from rn50.data import cache
+from rn50.data import cache, remote
 from rn50.data.decode import decoder_name
 from rn50.data.loader import Batch, Loader
 from rn50.data.plan import TrainPlan
@@ -105,7 +105,7 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
         if group.is_first:
             data = str(_demo_data(run, say))
         data = group.from_first(data)
-    dataset = PackedDataset.open(Path(data))
+    dataset = PackedDataset.open(remote.local_folder(data, say=say))
     check_classes(run.model.num_classes, dataset)
     # The others must not look for themselves: by then the first may have made its folder.
     place = Path(group.from_first(str(folder.choose(run, resume=resume)) if group.is_first else ""))
@@ -253,9 +253,10 @@ def _save(
     if not job.group.is_first:
         return target
     sync()
+    data = job.run.storage.data
     about = {
         "run": config.to_dict(job.run),
-        "data": str(job.dataset.folder),
+        "data": data if remote.is_remote(data) else str(job.dataset.folder),
         "fingerprint": job.dataset.fingerprint,
         "world_size": job.group.world_size,
         "versions": _versions(),

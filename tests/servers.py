@@ -1,0 +1,101 @@
+"""Real servers on the loopback device that misbehave as real ones do."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Faulty:
+    """A server of files whose faults are set by the test, and counted off as they occur."""
+
+    files: dict[str, bytes]
+    """By path, such as ``"/a.tgz"``."""
+    url: str = ""
+    cut_after: list[int] = field(default_factory=list)
+    """For each coming answer: bytes of the body after which the connection is cut."""
+    statuses: list[int] = field(default_factory=list)
+    """For each coming request: a status to answer instead."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of answers with such a status."""
+    page: bytes | None = None
+    """What is answered instead of any file, with status 200."""
+    ignores_range: bool = False
+    tells_size: bool = True
+    shift: int = 0
+    """How far from the byte asked for a partial answer begins."""
+    etag: str = '"one"'
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Path and Range of every request."""
+    on_request: Callable[[str], None] = lambda path: None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: "_Server"
+
+    def do_GET(self) -> None:
+        faulty = self.server.faulty
+        wanted = self.headers.get("Range", "")
+        faulty.requests.append((self.path, wanted))
+        faulty.on_request(self.path)
+        if faulty.statuses and (status := faulty.statuses.pop(0)) != 200:
+            self.send_response(status)
+            for name, value in faulty.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = faulty.files.get(self.path) if faulty.page is None else faulty.page
+        if body is None:
+            self.send_error(404)
+            return
+        self._send(faulty, body, wanted)
+
+    def _send(self, faulty: Faulty, body: bytes, wanted: str) -> None:
+        start = 0
+        same = self.headers.get("If-Range", faulty.etag) == faulty.etag
+        if (found := re.fullmatch(r"bytes=(\d+)-", wanted)) and same and not faulty.ignores_range:
+            start = int(found[1]) + faulty.shift
+            if start >= len(body):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", faulty.etag)
+        if faulty.tells_size:
+            self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        rest = body[start:]
+        self.wfile.write(rest[: faulty.cut_after.pop(0)] if faulty.cut_after else rest)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    faulty: Faulty
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that have gone: some are killed on purpose."""
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[Faulty]:
+    """Serve ``files`` until the block ends."""
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.faulty = Faulty(files, url=f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server.faulty
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
