@@ -287,6 +287,33 @@ def test_a_disk_that_is_full(tmp_path, size):
         assert names(small) == []
 
 
+def test_a_disk_that_is_full_keeps_what_is_finished_and_goes_on_once_there_is_room(tmp_path):
+    images = {f"train/ant/x{i}.jpg": jpeg(i, size=(64, 64)) for i in range(600)}
+    source = write_folder(tmp_path / "source", class_tree() | images)
+    options = {"shard_bytes": 100_000}
+    with tmpfs(tmp_path / "small", "size=1m") as small:
+        match = (
+            r"disk is full .*; \d+ finished shards \(\d\.\d MB\) are kept in .*/\.packed\.partial"
+        )
+        with pytest.raises(UsageError, match=match):
+            pack(open_source(source), small / "packed", **options)
+        assert names(small) == [".packed.partial"]
+        subprocess.run(["mount", "-o", "remount,size=9m", str(small)], check=True)
+        said = []
+        pack(open_source(source), small / "packed", say=said.append, **options)
+        assert said[0].startswith("continuing in")
+        assert names(small) == ["packed"]
+        verify(small / "packed")
+
+
+def test_a_mounted_disk_is_no_destination_but_a_folder_in_it_is(tmp_path):
+    source = open_source(write_folder(tmp_path / "source", class_tree()))
+    with tmpfs(tmp_path / "disk", "size=1m") as disk:
+        with refused(tmp_path, UsageError, r"is where a disk is mounted.*choose .*/disk/packed"):
+            pack(source, disk)
+        pack(source, disk / "packed")
+
+
 def test_a_place_that_is_read_only(tmp_path):
     source = open_source(write_folder(tmp_path / "source", class_tree()))
     with (

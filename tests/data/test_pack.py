@@ -1,7 +1,7 @@
 import io
 import json
-import os
-import socket
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -20,13 +20,15 @@ from image_trees import (
 )
 from PIL import Image
 
+from rn50.data import account
+from rn50.data.encoding import Encoding
 from rn50.data.jpeg import to_jpeg, warnings_ignored
-from rn50.data.pack import key, pack
+from rn50.data.pack import Options, key, pack
 from rn50.data.shards import MANIFEST, PackedDataset
 from rn50.data.sources.base import BadImageError, ClassName, Skipped, SourceImage
 from rn50.data.sources.detect import open_source
 from rn50.data.verify import verify
-from rn50.errors import DataError
+from rn50.errors import DataError, UsageError
 
 
 def content(folder):
@@ -63,7 +65,8 @@ def test_the_manifest_lists_what_was_packed_without_a_date_or_a_place(tmp_path):
     manifest = json.loads((data.folder / MANIFEST).read_bytes())
     assert manifest == data.manifest
     assert list(manifest) == [
-        *("format", "tool", "source", "classes", "splits", "skipped", "converted", "fingerprint")
+        *("format", "tool", "source", "chosen", "stored", "classes", "splits", "skipped"),
+        *("converted", "duplicates", "checks", "notes", "fingerprint"),
     ]
     assert manifest["source"] == {"kind": "class folders", "name": "source"}
     assert manifest["splits"]["train"]["images"] == 6
@@ -235,20 +238,6 @@ def test_an_empty_destination_is_used_and_missing_parents_are_made(tmp_path):
     assert content(tmp_path / "d") == content(tmp_path / "x" / "y" / "d")
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
-    host, dead = socket.gethostname(), 2**22 + 1  # above the highest process id
-    stale = tmp_path / f".tmp-{host}-{dead}-d"
-    kept = [
-        tmp_path / f".tmp-{host}-{os.getppid()}-d",
-        tmp_path / f".tmp-{host}-{dead}-other",
-        tmp_path / f".tmp-elsewhere-{dead}-d",
-    ]
-    for folder in (stale, *kept):
-        (folder / "inside").mkdir(parents=True)
-    pack(Drawn(), tmp_path / "d")
-    assert names(tmp_path) == sorted(["d", *(folder.name for folder in kept)])
-
-
 def test_the_shards_hold_the_images_in_the_order_of_the_source(tmp_path):
     tree = dict(reversed(class_tree().items()))
     pack(open_source(write_tar(tmp_path / "a.tar", tree)), tmp_path / "d")
@@ -264,3 +253,126 @@ def test_a_source_that_reads_no_file_raises_what_it_raises(tmp_path):
 
     with pytest.raises(DataError, match="the source is gone"):
         pack(Drawn(fail), tmp_path / "d")
+
+
+@pytest.mark.parametrize("encoding", [None, Encoding(resize_short=32)])
+def test_the_number_of_workers_changes_no_byte(tmp_path, encoding):
+    tree = class_tree(per_class=30) | {
+        f"train/ant/x{i}.png": jpeg(i, size=(60, 50)) for i in range(40)
+    }
+    source = open_source(write_folder(tmp_path / "source", tree))
+    made = []
+    for workers in (1, 3):
+        dest = tmp_path / f"packed-{workers}"
+        pack(source, dest, shard_bytes=50_000, options=Options(encoding=encoding, workers=workers))
+        made.append(content(dest))
+    assert made[0] == made[1]
+
+
+def test_a_negative_number_of_workers_is_refused():
+    with pytest.raises(UsageError, match=r"--workers is -1; it must be at least 1, or 0"):
+        Options(workers=-1)
+
+
+def test_smaller_images_are_counted_and_their_cost_is_told(tmp_path):
+    tree = class_tree() | {"train/ant/x.jpg": jpeg(0, size=(200, 100)), "val/bee/x.png": big_png()}
+    options = Options(encoding=Encoding(resize_short=64))
+    data = packed(tmp_path, tree, options=options)
+    stored = data.manifest["stored"]
+    assert stored == {
+        "resize_short": 64,
+        "quality": 90,
+        "subsampling": "420",
+        "resized": {"train": 1, "val": 1},
+        "source_bytes": sum(map(len, tree.values())),
+        "stored_bytes": sum(int(data.split(s).index["length"].sum()) for s in ("train", "val")),
+    }
+    assert stored["stored_bytes"] < stored["source_bytes"]
+    assert data.split("train").heights.max() == 64
+    assert data.manifest["converted"] == {"PNG": {"count": 1, "examples": ["val/bee/x.png"]}}
+    told = "\n".join(account.lines(data.manifest))
+    assert "made smaller: 2 of 10 images, to a short side of 64 px" in told
+    assert "what that costs: its PSNR was not measured; the nearest" in told
+    assert "validation images are stored the same way" in told
+    verify(data.folder)
+
+
+def big_png():
+    return encoded(picture(5, "RGB", (200, 100)), "PNG")
+
+
+def test_original_bytes_are_told_nothing_about(tmp_path):
+    manifest = packed(tmp_path).manifest
+    assert manifest["stored"]["resize_short"] is None
+    assert manifest["stored"]["source_bytes"] == manifest["stored"]["stored_bytes"]
+    assert account.lines(manifest) == []
+
+
+@pytest.mark.parametrize("encoding", [None, Encoding(resize_short=16)])
+def test_copies_are_found_within_and_across_the_splits(tmp_path, encoding):
+    tree = class_tree(("ant", "bee", "cat")) | {
+        "train/bee/copy.jpg": jpeg(0),  # of train/ant/ant_0
+        "train/ant/copy.jpg": jpeg(1),  # of train/ant/ant_1
+        "train/ant/copy2.jpg": jpeg(1),
+        "val/cat/copy.jpg": jpeg(200),  # of train/cat/cat_0
+    }
+    data = packed(tmp_path, tree, options=Options(encoding=encoding))
+    assert data.manifest["duplicates"] == {
+        "train": {
+            "copies": 3,
+            "other_label": 1,
+            "examples": [["ant/ant_0", "bee/copy"], ["ant/ant_1", "ant/copy", "ant/copy2"]],
+        },
+        "val": {"copies": 0, "other_label": 0, "examples": []},
+        "val_in_train": {"copies": 1, "examples": [["cat/copy", "cat/cat_0"]]},
+    }
+    told = "\n".join(account.lines(data.manifest))
+    assert (
+        "3 training images are copies of others, 1 with different labels, such as ant/ant_0 ="
+        in told
+    )
+    assert "1 validation images are training images too" in told
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    pack(Drawn(), tmp_path / "link")
+    assert (tmp_path / "real" / MANIFEST).is_file()
+    assert names(tmp_path) == ["link", "real"]
+
+
+SPACE = """
+import resource, sys, tracemalloc
+from pathlib import Path
+from rn50.data.pack import pack
+from rn50.data.sources.base import ClassName, Skipped, SourceImage
+
+class Many:
+    kind = "many"
+    classes = tuple(ClassName(f"n{i:08}", "") for i in range(100))
+    skipped = Skipped()
+    def count(self):
+        return COUNT
+    def images(self):
+        for i in range(COUNT):
+            split = "train" if i % 20 else "val"
+            id_ = self.classes[i // 20 % 100].id
+            yield SourceImage(split, id_, f"{split}/{id_}/{id_}_{i}.JPEG", DATA.__bytes__)
+
+COUNT, DATA = int(sys.argv[1]), bytes.fromhex(sys.argv[2])
+pack(Many(), Path(sys.argv[3]), shard_bytes=4 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
+def test_memory_hardly_grows_with_the_number_of_images(tmp_path):
+    # The samples of a tenth of a million images would be 3 MB; their keys and rows are 12 MB.
+    used = []
+    for count in (2_000, 22_000):
+        command = [sys.executable, "-c", SPACE, str(count), jpeg(0, "L", (8, 8)).hex()]
+        done = subprocess.run([*command, tmp_path / str(count)], capture_output=True, check=True)
+        used.append(int(done.stdout))
+    per_image = (used[1] - used[0]) * 2**20 / 20_000
+    assert per_image < 500, "500 bytes for each of 1.3 million images are 650 MB"

@@ -1,45 +1,43 @@
 """Turn a source of labelled images into a packed data set, whole or not at all."""
 
+import hashlib
+import json
 import os
 import re
-import shutil
-import socket
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import PIL
 
 import rn50
 from rn50 import durable
-from rn50.data.jpeg import Jpeg, NotAnImageError, to_jpeg, warnings_ignored
-from rn50.data.shard_writer import SHARD_BYTES, ShardWriter
-from rn50.data.shards import FORMAT, MANIFEST, Records, fingerprint
+from rn50.data.conversion import CHUNK, Outcome, converted
+from rn50.data.duplicates import duplicates
+from rn50.data.encoding import Encoding, described
+from rn50.data.journal import Identity, Tally, Workplace, workplace
+from rn50.data.jpeg import NotAnImageError, warnings_ignored
+from rn50.data.shard_writer import SHARD_BYTES
+from rn50.data.shards import FORMAT, MANIFEST, fingerprint, image_digest
 from rn50.data.sources.base import (
     SPLITS,
     BadImageError,
-    ClassName,
+    Checked,
+    Noted,
     Skipped,
     Source,
     SourceImage,
-    Stored,
 )
-from rn50.errors import DataError, UsageError
+from rn50.data.split_packing import Finished, SourceChangedError, SplitPacking
+from rn50.data.subset import Subset
+from rn50.errors import DataError, UsageError, UserError
 
 BAD = "a bad image"
 NOT_AN_IMAGE = "not an image"
 
-_EXAMPLES = 20
-"""Paths that the manifest names for each reason; the count is complete."""
-_CHUNK = 16
-"""Images per task: 64 px images would spend their time in the queue, large ones in memory."""
-_MAX_WORKERS = 16
 _IMAGE_SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -50,131 +48,232 @@ _IMAGE_SUFFIXES = frozenset(
 """A file so named that is no image is an error; any other file that is no image is left out."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How images are stored, and by how many."""
+
+    encoding: Encoding | None = None
+    """None: the original bytes."""
+    workers: int = 0
+    """Threads, each with a process of its own where images are resized; 0: one per core. The
+    bytes that are written do not depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UsageError(
+                f"--workers is {self.workers}; it must be at least 1, or 0 for one per core; "
+                "leave it out to use every core"
+            )
+
+
 def pack(
     source: Source,
     dest: Path,
     *,
     skip_bad: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    options: Options = Options(),
     report: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the images of ``source`` to the new folder ``dest``.
 
     Every image is decoded once, so that what is broken is found now and not in epoch 30. The
-    folder appears under its name when all is written; on any error nothing is left. The same
-    source gives the same bytes.
+    folder appears under its name when all is written. Shards that are finished when the work is
+    interrupted, in whatever way, stay in ``.DEST.partial`` beside it: the same call goes on after
+    them, and ends with the same bytes. The same source and options give the same bytes.
 
     Args:
         source: What ``open_source`` returns.
         dest: A folder that does not exist yet, or is empty.
         skip_bad: Leave out images that do not decode and list them in the manifest.
         shard_bytes: Upper bound of a shard's size, but for an image that exceeds it alone.
+        options: How images are stored.
         report: Called now and then with the numbers of images done and in all.
+        say: Called with a line when the work of an earlier run is continued or dropped.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: An image is bad, or a class or a split has no images.
+        DataError: An image is bad, a class or a split has no images, or the source's archives are
+            not those that were published.
         UsageError: ``dest`` cannot be used, or the disk is full.
     """
+    say = say or (lambda line: None)
+    if dest.is_symlink() or not dest.name:
+        dest = dest.resolve()
     with durable.explained(dest):
         _check_destination(dest, source)
-    with durable.explained(dest), _aside(dest) as folder, warnings_ignored(), ExitStack() as stack:
-        packing = _Packing(folder, source.classes, skip_bad, shard_bytes)
-        stack.callback(packing.abort)
-        outcomes = stack.enter_context(closing(_decoded(source.images())))
-        total = source.count()
-        for done, outcome in enumerate(outcomes, 1):
-            packing.take(outcome)
-            if report is not None and (done % _CHUNK == 0 or done == total):
-                report(done, total)
-        manifest = packing.finish(source)
-        durable.write_json(folder / MANIFEST, manifest)
+    with durable.explained(dest), workplace(dest) as place, warnings_ignored():
+        _check_destination(dest, source)  # another process may have finished it meanwhile
+        packing = _Packing(source, place, skip_bad, shard_bytes)
+        try:
+            if differing := place.begin(_identity(source, options.encoding, shard_bytes)):
+                say(
+                    f"{place.folder} holds shards of an interrupted run with another "
+                    f"{' and '.join(differing)}; starting over"
+                )
+            manifest = packing.run(options, report, say)
+            durable.write_json(place.data / MANIFEST, manifest)
+            place.publish(dest)
+        except BaseException as error:
+            packing.abort()
+            kept = place.kept()
+            if kept and isinstance(error, UserError | OSError):
+                raise _with(error, kept, dest) from error
+            if kept:
+                say(kept)
+            raise
     return manifest
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """An image of the source, decoded or found to be bad."""
-
-    image: SourceImage
-    result: Jpeg | BadImageError
-
-
 class _Packing:
-    """The writers of both splits, and what was not taken as it came."""
+    """The packing of both splits, and what was not taken as it came."""
 
-    def __init__(
-        self, folder: Path, classes: tuple[ClassName, ...], skip_bad: bool, shard_bytes: int
-    ) -> None:
+    def __init__(self, source: Source, place: Workplace, skip_bad: bool, shard_bytes: int) -> None:
+        classes = source.classes
         assert list(classes) == sorted(classes), "a label is the rank of the class's id"
-        self._classes = classes
+        self._source = source
+        self._place = place
         self._skip_bad = skip_bad
+        self._shard_bytes = shard_bytes
         self._label = {class_.id: label for label, class_ in enumerate(classes)}
-        self._writers = {split: ShardWriter(folder, split, shard_bytes) for split in SPLITS}
-        self._skipped = Skipped()
-        self._converted = Skipped()
+        self._splits: dict[str, SplitPacking] = {}
 
-    def take(self, outcome: _Outcome) -> None:
-        image, result = outcome.image, outcome.result
-        if isinstance(result, BadImageError):
-            self._leave_out(image, result)
-            return
-        if result.converted is not None:
-            self._converted.add(result.converted, image.path)
-        self._writers[image.split].add(
-            key(image.class_id, image.path),
-            result.data,
-            self._label[image.class_id],
-            (result.width, result.height),
-        )
-
-    def finish(self, source: Source) -> dict[str, Any]:
-        """Close the shards and return the manifest."""
-        written = {split: writer.close() for split, writer in self._writers.items()}
-        self._check_counts(written["train"][1], written["val"][1])
-        name = source.origin.name if isinstance(source, Stored) else source.kind
-        return {
-            "format": FORMAT,
-            "tool": f"rn50 {rn50.__version__}",
-            "source": {"kind": source.kind, "name": name},
-            "classes": [{"id": class_.id, "name": class_.name} for class_ in self._classes],
-            "splits": {split: entry for split, (entry, _) in written.items()},
-            "skipped": _summary(source.skipped, self._skipped),
-            "converted": _summary(self._converted),
-            "fingerprint": fingerprint(
-                self._classes, ((split, index) for split, (_, index) in written.items())
-            ),
-        }
+    def run(
+        self,
+        options: Options,
+        report: Callable[[int, int], None] | None,
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Pack all that is not finished and return the manifest."""
+        self._open()
+        if not self._skip_bad and any(p.left_out(BAD) for p in self._splits.values()):
+            say("an interrupted run left out bad images, which --skip-bad asks for; starting over")
+            self._start_over()
+        if done := self._num_finished():
+            say(f"continuing in {self._place.folder} after {done:,} images in finished shards")
+        try:
+            self._take_all(options, report)
+        except SourceChangedError:
+            say("the source has changed since the run that was interrupted; starting over")
+            self._start_over()
+            self._take_all(options, report)
+        return self._manifest(options.encoding)
 
     def abort(self) -> None:
-        for writer in self._writers.values():
-            writer.abort()
+        for packing in self._splits.values():
+            packing.abort()
+
+    def _open(self) -> None:
+        self._splits = {
+            split: SplitPacking(self._place, split, self._shard_bytes) for split in SPLITS
+        }
+
+    def _start_over(self) -> None:
+        self.abort()
+        self._place.forget()
+        self._open()
+
+    def _num_finished(self) -> int:
+        return sum(packing.num_finished for packing in self._splits.values())
+
+    def _take_all(self, options: Options, report: Callable[[int, int], None] | None) -> None:
+        done, total = self._num_finished(), self._source.count()
+        if report is not None and done:
+            report(done, max(done, total))
+        with ExitStack() as stack:
+            images = stack.enter_context(closing(self._unfinished()))
+            outcomes = converted(images, options.encoding, options.workers)
+            for outcome in stack.enter_context(closing(outcomes)):
+                self._take(outcome)
+                done += 1
+                if report is not None and done % CHUNK == 0 and done != total:
+                    report(done, max(done, total))  # a subset's total is an estimate
+        if report is not None:
+            report(done, done)
+
+    def _unfinished(self) -> Generator[SourceImage, None, None]:
+        """Yield the images that no finished shard holds; the others are not even read."""
+        finished = {split: Finished(packing.parts) for split, packing in self._splits.items()}
+        with closing(_closable(self._source.images())) as images:
+            for image in images:
+                held, digest = finished[image.split].holds(image)
+                if not held:
+                    yield image
+                elif digest is not None and _digest(image) != digest:
+                    raise SourceChangedError
+        for split in finished.values():
+            split.ended()
+
+    def _take(self, outcome: Outcome) -> None:
+        image = outcome.image
+        if isinstance(outcome.result, BadImageError):
+            self._leave_out(image, outcome.result)
+        else:
+            label = self._label[image.class_id]
+            name = key(image.class_id, image.path)
+            self._splits[image.split].take(image, outcome.result, name, label)
 
     def _leave_out(self, image: SourceImage, error: BadImageError) -> None:
         suffix = os.path.splitext(image.path)[1].lower()
+        split = self._splits[image.split]
         if isinstance(error, NotAnImageError) and suffix not in _IMAGE_SUFFIXES:
-            self._skipped.add(NOT_AN_IMAGE, image.path)
+            split.leave_out(image, NOT_AN_IMAGE, image.path)
         elif self._skip_bad:
-            self._skipped.add(BAD, f"{image.path} ({error})")
+            split.leave_out(image, BAD, f"{image.path} ({error})")
         else:
             raise DataError(
                 f"{image.path} cannot be decoded: {error}; every image must be whole; replace it, "
                 "or leave bad images out with --skip-bad, which lists them in the manifest"
             )
 
-    def _check_counts(self, train: Records, val: Records) -> None:
-        left_out = sum(len(paths) for paths in self._skipped.paths.values())
+    def _manifest(self, encoding: Encoding | None) -> dict[str, Any]:
+        """Close the shards and return the manifest."""
+        source, splits = self._source, self._splits
+        checks = source.check() if isinstance(source, Checked) else []
+        self._check_counts()
+        written = {split: packing.close() for split, packing in splits.items()}
+        origin = _origin(source)
+        return {
+            "format": FORMAT,
+            "tool": f"rn50 {rn50.__version__}",
+            "source": {"kind": source.kind, "name": origin.name if origin else source.kind},
+            "chosen": source.chosen if isinstance(source, Subset) else None,
+            "stored": described(encoding)
+            | {
+                "resized": {split: packing.resized for split, packing in splits.items()},
+                "source_bytes": sum(packing.source_bytes for packing in splits.values()),
+                "stored_bytes": sum(int(index["length"].sum()) for _, index in written.values()),
+            },
+            "classes": [{"id": class_.id, "name": class_.name} for class_ in source.classes],
+            "splits": {split: entry for split, (entry, _) in written.items()},
+            "skipped": Tally.of(
+                _summary(source.skipped), *(p.skipped.summary() for p in splits.values())
+            ).summary(),
+            "converted": Tally.of(
+                *(packing.converted.summary() for packing in splits.values())
+            ).summary(),
+            "duplicates": duplicates(splits["train"].contents(), splits["val"].contents()),
+            "checks": checks,
+            "notes": list(source.notes) if isinstance(source, Noted) else [],
+            "fingerprint": fingerprint(
+                source.classes, ((split, index) for split, (_, index) in written.items())
+            ),
+        }
+
+    def _check_counts(self) -> None:
+        counts = {split: p.counts(len(self._label)) for split, p in self._splits.items()}
+        left_out = sum(packing.num_left_out for packing in self._splits.values())
         hint = f" ({left_out} files there were left out)" if left_out else ""
-        counts = np.bincount(train["label"], minlength=len(self._classes))
-        for class_, count in zip(self._classes, counts, strict=True):
+        for class_, count in zip(self._source.classes, counts["train"], strict=True):
             if count == 0:
                 raise DataError(
                     f"class {class_.id!r} has no training images{hint}; every class needs at "
                     "least one; add its images or remove the class"
                 )
-        if len(val) == 0:
+        if not counts["val"].any():
             raise DataError(
                 f"the validation split has no images{hint}; it needs at least one; add images"
             )
@@ -193,54 +292,65 @@ def key(class_id: str, path: str) -> str:
     return "/".join(re.sub(r"[^\w-]", "_", unicodedata.normalize("NFC", part)) for part in parts)
 
 
-def _decoded(images: Iterator[SourceImage]) -> Generator[_Outcome, None, None]:
-    """Yield the images decoded by threads, in order; few are held at a time."""
-    workers = min(os.cpu_count() or 1, _MAX_WORKERS)
-    pending: deque[Future[list[_Outcome]]] = deque()
-    with ThreadPoolExecutor(workers, "decode") as pool:
-        try:
-            while chunk := list(islice(images, _CHUNK)):
-                pending.append(pool.submit(_decode, chunk))
-                if len(pending) > 2 * workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _decode(images: list[SourceImage]) -> list[_Outcome]:
-    return [_Outcome(image, _jpeg_or_error(image)) for image in images]
-
-
-def _jpeg_or_error(image: SourceImage) -> Jpeg | BadImageError:
-    try:
-        return to_jpeg(image.read())
-    except BadImageError as error:
-        return error
-
-
-def _summary(*parts: Skipped) -> dict[str, Any]:
-    """Return count and examples for each reason."""
-    paths: dict[str, list[str]] = {}
-    for part in parts:
-        for reason, some in part.paths.items():
-            paths.setdefault(reason, []).extend(some)
+def _identity(source: Source, encoding: Encoding | None, shard_bytes: int) -> Identity:
+    """Return what must be the same for finished shards to be of use."""
+    origin = _origin(source)
+    place: list[Any] = [source.kind, str(origin.absolute()) if origin else None]
+    if origin is not None and origin.is_file():
+        # A folder's own size and time say nothing of what is below.
+        place += [origin.stat().st_size, origin.stat().st_mtime_ns]
+    classes = [(class_.id, class_.name) for class_ in source.classes]
     return {
-        reason: {"count": len(paths[reason]), "examples": paths[reason][:_EXAMPLES]}
-        for reason in sorted(paths)
+        "source": place,
+        "set of classes": hashlib.blake2b(json.dumps(classes).encode()).hexdigest(),
+        "number of images per class": source.chosen if isinstance(source, Subset) else None,
+        "way of storing": described(encoding),
+        "size of shards": shard_bytes,
+        "version": [rn50.__version__, PIL.__version__],
     }
 
 
+def _origin(source: Source) -> Path | None:
+    """Return where the source lies, for one that is ``Stored``."""
+    return getattr(source, "origin", None)
+
+
+def _closable(images: Iterator[SourceImage]) -> Generator[SourceImage, None, None]:
+    yield from images
+
+
+def _digest(image: SourceImage) -> int | None:
+    try:
+        return image_digest(image.read())
+    except BadImageError:
+        return None
+
+
+def _with(error: UserError | OSError, kept: str, dest: Path) -> Exception:
+    """Return the error as a user reads it, with what is kept for the next run."""
+    try:
+        with durable.explained(dest):
+            raise error
+    except UserError as explained:
+        return type(explained)(f"{explained}; {kept}")
+    except OSError as unexplained:
+        return unexplained
+
+
+def _summary(skipped: Skipped) -> dict[str, Any]:
+    tally = Tally()
+    for reason, paths in skipped.paths.items():
+        tally.add(reason, *paths)
+    return tally.summary()
+
+
 def _check_destination(dest: Path, source: Source) -> None:
-    if isinstance(source, Stored) and source.origin.is_dir():
-        inside = source.origin.resolve()
-        if dest.resolve().is_relative_to(inside):
-            raise UsageError(
-                f"destination {dest} lies in the source {source.origin}; it must lie outside, or "
-                "it would become part of the data; choose another folder"
-            )
+    origin = _origin(source)
+    if origin is not None and origin.is_dir() and dest.resolve().is_relative_to(origin.resolve()):
+        raise UsageError(
+            f"destination {dest} lies in the source {origin}; it must lie outside, or "
+            "it would become part of the data; choose another folder"
+        )
     for folder in (dest, *dest.absolute().parents):
         if folder.exists() and not folder.is_dir():
             raise UsageError(
@@ -252,51 +362,8 @@ def _check_destination(dest: Path, source: Source) -> None:
             f"destination {dest} exists and is not empty; it must be a new or empty folder; "
             "choose another, or remove this one first"
         )
-
-
-@contextmanager
-def _aside(dest: Path) -> Iterator[Path]:
-    """Yield a folder beside ``dest`` that takes its name at the end, or is removed on an error."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(dest)
-    folder = dest.with_name(str(os.getpid()).join(_temporary_ends(dest)))
-    folder.mkdir()
-    try:
-        yield folder
-        durable.sync_folder(folder)
-        if dest.exists():
-            dest.rmdir()  # empty, as was checked; Windows renames onto nothing
-        folder.rename(dest)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    durable.sync_folder(dest.parent)
-
-
-def _temporary_ends(dest: Path) -> tuple[str, str]:
-    """Return what stands before and after the process id in the temporary folder's name."""
-    return f"{durable.TEMPORARY_PREFIX}{socket.gethostname()}-", f"-{dest.name}"
-
-
-def _remove_stale(dest: Path) -> None:
-    """Remove what processes that were killed on this host have left for the same destination."""
-    before, after = _temporary_ends(dest)
-    for folder in dest.absolute().parent.iterdir():
-        if folder.name.startswith(before) and folder.name.endswith(after):
-            pid = folder.name.removeprefix(before).removesuffix(after)
-            if pid.isdecimal() and not _alive(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # a container gives every process the same number
-    if os.name == "nt":
-        return True  # signal 0 would end the process there
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    if dest.exists() and os.path.ismount(dest):
+        raise UsageError(
+            f"destination {dest} is where a disk is mounted, and cannot be renamed; it must be a "
+            f"folder of its own; choose {dest / 'packed'}"
+        )
