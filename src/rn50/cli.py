@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say_error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say_error("stopped; nothing half-written is left")
+        _say_error("stopped; nothing half-written is taken for whole: run the command again")
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has gone, as `| head` does.

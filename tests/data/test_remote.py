@@ -61,7 +61,7 @@ def test_a_path_is_returned_untouched(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("data", ["data", "/data", "./s3:/x", "C:\\data", "a:b"])
+@pytest.mark.parametrize("data", ["data", "/data", "./s3:/x", "C:\\data", "C://data", "a:b"])
 def test_a_path_is_no_url(data):
     assert not remote.is_remote(data)
 

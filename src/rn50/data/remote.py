@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 def is_remote(data: str) -> bool:
     """Return whether ``data`` is a URL, such as ``s3://bucket/prefix``, and not a path."""
-    return re.match(r"[A-Za-z][\w+.:-]*://", data) is not None
+    return re.match(r"[A-Za-z][\w+.:-]+://", data) is not None
 
 
 def local_folder(data: str, *, say: Say = lambda line: None) -> Path:
