@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from rn50.data.shards import MANIFEST
 from rn50.data.sources import (
@@ -65,10 +65,6 @@ def open_source(
         DataError: The source does not exist, is damaged, or has no known layout.
         UsageError: The source is packed already, takes no ``val_source``, or is of another layout.
     """
-    if layout not in get_args(Layout):
-        raise UsageError(
-            f"--format is {layout}; it must be one of {', '.join(get_args(Layout))}; choose one"
-        )
     if str(source) == DEMO:
         from rn50.data.demo import DemoSource
 

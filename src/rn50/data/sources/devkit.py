@@ -79,7 +79,7 @@ def read(container: Container, listing: Listing) -> Devkit:
     if found is None or len(texts) < 2:
         raise _damaged(container, f"it lacks {META} or {TRUTH}")
     wnid_of, names, counts = _classes(container, texts[found + META])
-    truth = texts[found + TRUTH].split()
+    truth = texts[found + TRUTH].decode("ascii", "replace").split()
     if bad := next(
         (line for line in truth if not line.isdigit() or int(line) not in wnid_of), None
     ):

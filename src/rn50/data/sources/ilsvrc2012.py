@@ -103,8 +103,10 @@ def read(origin: Path, parts: Parts) -> StoredImages:
 
 def refuse_train_tar(path: Path, listing: Listing) -> None:
     """Raise ``DataError`` if the archive ``path`` is a part of ILSVRC2012 and not a data set."""
-    first = next(iter(listing.files), "")
-    if CLASS_TAR.fullmatch(first) or VAL_IMAGE.fullmatch(first) or devkit.top(listing) is not None:
+    first = next(iter(listing.files), "").rpartition("/")[2]
+    has_train = any("train/" in path for path in listing.files)
+    is_kit = devkit.top(listing) is not None
+    if not has_train and (is_kit or CLASS_TAR.fullmatch(first) or VAL_IMAGE.fullmatch(first)):
         raise DataError(
             f"{path} is one part of ILSVRC2012; needed are {NEEDED}; "
             f"give the folder: {path.absolute().parent}"
