@@ -261,6 +261,8 @@ class _Count:
         report(done, total)
 
     def add(self, num_bytes: int) -> None:
+        if num_bytes == 0:
+            return
         with self._lock:
             self._done += num_bytes
             self._report(self._done, self._total)
