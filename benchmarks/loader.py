@@ -1,14 +1,17 @@
-"""How fast JPEGs become batches: ours against torchvision on the same images and cores.
+"""How fast JPEGs become batches: ours against its peers on the same images and cores.
 
-    python benchmarks/loader.py --images imagenet-samples-300.tar --json loader.json
+    python benchmarks/loader.py --images imagenet-samples-300.tar --resize-short 352 256
     python benchmarks/loader.py --images PACKED --px 64 --workers 1     # one pinned core
+    uv run --with nvidia-dali-cuda130 benchmarks/loader.py …            # with DALI as well
 
 ``--images`` takes a folder of JPEGs, a tar of flat JPEGs or a folder made by ``rn50 prepare``;
-without it, 500x375 images are made. Both sides read the same bytes, from a warm page cache: ours
-from shards, torchvision from class folders. Every measurement is a process of its own; the methods
-take turns (A B C A B C …), and a ratio is that of two measurements of the same round. The sampler
-never ends, so that no epoch's start is timed. With ``--workers 1`` everything is pinned to one
-core, and torchvision loads in the main process, which saves it the transfer.
+without it, 500x375 images are made. All sides read the same bytes, from a warm page cache: ours
+and DALI from shards, torchvision from class folders. ``--resize-short`` adds shards whose images
+were made smaller, as ``rn50 prepare --resize-short`` does; ratios stay those to torchvision on the
+originals. Every measurement is a process of its own; the methods take turns (A B C A B C …), and a
+ratio is that of two measurements of the same round. The sampler never ends, so that no epoch's
+start is timed. With ``--workers 1`` everything is pinned to one core, and torchvision loads in the
+main process, which saves it the transfer.
 """
 
 import argparse
@@ -19,9 +22,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,11 +37,14 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+import dali
 import machine
 import pictures
 from machine import Row
 from rn50.config import Images
+from rn50.data import native
 from rn50.data.decode import Decoder
+from rn50.data.encoding import Encoding
 from rn50.data.loader import Loader
 from rn50.data.plan import TrainPlan
 from rn50.data.shards import PackedDataset
@@ -57,8 +63,9 @@ class Task:
     """What all methods are given."""
 
     packed: Path
+    """Shards."""
     folder: Path
-    """The same images in class folders."""
+    """The original images in class folders."""
     px: int
     batch_size: int
     workers: int
@@ -131,15 +138,37 @@ def ours(task: Task) -> Batches:
         yield from loader.read(split, requests)
 
 
+def ours_on_one_core(task: Task) -> Batches:
+    """Load with rn50 by one thread, pinned to one core."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    return ours(replace(task, workers=1))
+
+
+def dali_cpu(task: Task) -> Batches:
+    """Load with DALI: the same shards, order and boxes."""
+    split, requests = _requests(task)
+    return dali.batches(split, requests, task.px, task.workers, PREFETCH)
+
+
 def floor(task: Task) -> Batches:
     """Decode rn50's regions and do no more: nothing is resized, no batch is made."""
     split, requests = _requests(task)
-    decoders = [Decoder() for _ in range(task.workers)]
+    nothing = torch.empty(task.batch_size, 0, 0, 3, dtype=torch.uint8)
+    libraries = native.libraries()
+    decoders: list[Any] = [
+        Decoder() if libraries is None else native.NativeDecoder(*libraries)
+        for _ in range(task.workers)
+    ]
     with ThreadPoolExecutor(task.workers) as pool:
         for request in requests:
+            jobs = native.make_jobs(split, request, nothing)
 
-            def decode(worker: int, request: Any = request) -> None:
-                for row in range(worker, len(request.ids), task.workers):
+            def decode(worker: int, request: Any = request, jobs: Any = jobs) -> None:
+                rows = range(worker, len(request.ids), task.workers)
+                if libraries is not None:
+                    assert decoders[worker].decode(np.ascontiguousarray(jobs[rows]), 0) == []
+                    return
+                for row in rows:
                     jpeg = split.jpeg(int(request.ids[row]))
                     decoders[worker].pixels(jpeg, request.boxes[row])
 
@@ -166,33 +195,44 @@ def _decoded(path: str) -> torch.Tensor:
 
 Method = Callable[[Task], Batches]
 
-METHODS: dict[str, Method] = {
-    "torchvision PIL": torchvision_pil,
-    "torchvision tensor": torchvision_tensor,
-    "rn50": ours,
-    "floor: rn50 decode only": floor,
-}
-"""The first is what the others are compared with."""
-
-ONE_CORE_METHODS = METHODS | {"torchvision PIL, worker process": torchvision_pil_worker}
+BASE = "torchvision PIL"
+"""What the others are compared with."""
 
 
-def compare(task: Task, rounds: int) -> list[Row]:
+def methods(task: Task, made_smaller: Mapping[int, Path]) -> dict[str, tuple[Method, Task]]:
+    """Return by name what is to be measured, on the originals and on what was made smaller."""
+    chosen: dict[str, tuple[Method, Task]] = {
+        BASE: (torchvision_pil, task),
+        "torchvision tensor": (torchvision_tensor, task),
+    }
+    if task.core is not None:
+        chosen["torchvision PIL, worker process"] = (torchvision_pil_worker, task)
+    elif hasattr(os, "sched_setaffinity"):
+        chosen["rn50, one thread on one core"] = (ours_on_one_core, task)
+    stored = {"": task.packed} | {f", {px} px": path for px, path in made_smaller.items()}
+    for suffix, packed in stored.items():
+        there = replace(task, packed=packed)
+        chosen[f"rn50{suffix}"] = (ours, there)
+        if dali.INSTALLED:
+            chosen[f"DALI{suffix}"] = (dali_cpu, there)
+        chosen[f"floor: decode only{suffix}"] = (floor, there)
+    return chosen
+
+
+def compare(chosen: Mapping[str, tuple[Method, Task]], rounds: int) -> list[Row]:
     """Measure all methods in turn, ``rounds`` times."""
-    methods = METHODS if task.core is None else ONE_CORE_METHODS
-    measured: dict[str, list[Row]] = {name: [] for name in methods}
+    measured: dict[str, list[Row]] = {name: [] for name in chosen}
     for number in range(rounds):
-        for name, method in methods.items():
+        for name, (method, task) in chosen.items():
             measured[name].append(_measured_apart(method, task))
             rate = measured[name][-1]["images_per_second"]
             print(f"round {number + 1}: {name}: {rate:.0f} img/s", file=sys.stderr, flush=True)
     rates = {name: [row["images_per_second"] for row in rows] for name, rows in measured.items()}
-    base = rates[next(iter(methods))]
     return [
         {
             "method": name,
             **{f"img/s {part}": value for part, value in machine.spread(rates[name]).items()},
-            "ratio": machine.ratio(rates[name], base),
+            "ratio": machine.ratio(rates[name], rates[BASE]),
             "memory MB": max(row["memory_mb"] for row in rows),
             "rounds": rates[name],
         }
@@ -278,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path)
     parser.add_argument("--count", type=int, default=1000, help="images used; 0: all")
+    parser.add_argument("--resize-short", type=int, nargs="*", default=[], metavar="PX")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--workers", type=int, default=available_cores())
@@ -293,7 +334,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         packed, folder, about = prepare(args.images, args.count, Path(scratch))
         batch_size = min(args.batch_size, about["images"])
         task = Task(packed, folder, args.px, batch_size, args.workers, args.seconds, core)
-        rows = compare(task, args.rounds)
+        made_smaller = {
+            px: pictures.packed(
+                packed, 0, Path(scratch) / f"short-{px}", Encoding(resize_short=px)
+            ).folder
+            for px in args.resize_short
+        }
+        rows = compare(methods(task, made_smaller), args.rounds)
     settings = {
         name: value for name, value in asdict(task).items() if name not in ("packed", "folder")
     } | {"rounds": args.rounds}

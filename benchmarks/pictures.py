@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rn50.data.pack import pack
+from rn50.data.encoding import Encoding
+from rn50.data.pack import Options, pack
 from rn50.data.shards import MANIFEST, PackedDataset, PackedSplit
 from rn50.data.sources.base import ClassName, Skipped, SourceImage, Split
 
@@ -84,7 +85,9 @@ class MadePictures:
                 yield SourceImage(split, name, path, partial(_jpeg, seed, *self._size))
 
 
-def packed(images: Path | None, count: int, folder: Path) -> PackedDataset:
+def packed(
+    images: Path | None, count: int, folder: Path, encoding: Encoding | None = None
+) -> PackedDataset:
     """Pack up to ``count`` images into the new ``folder``.
 
     Args:
@@ -92,11 +95,10 @@ def packed(images: Path | None, count: int, folder: Path) -> PackedDataset:
             ``<class>_<name>``, or packed data set; None: 500x375 images are made.
         count: Images, evenly from all of them.
         folder: A folder that does not exist yet.
+        encoding: How images are made smaller; None: byte for byte.
     """
-    if images is None:
-        pack(MadePictures(count, 500, 375), folder)
-    else:
-        pack(Pictures(_found(images, count)), folder)
+    source = MadePictures(count, 500, 375) if images is None else Pictures(_found(images, count))
+    pack(source, folder, options=Options(encoding=encoding))
     return PackedDataset.open(folder)
 
 
