@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from rn50 import config
 from rn50.config import Hardware, Run
+from rn50.data.sources.base import Layout
 from rn50.errors import UsageError, UserError
 from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary
 
@@ -147,12 +148,13 @@ def download(
     _say(f"{file}: {file.stat().st_size / 1e6:,.1f} MB\nnext: {next_command(wanted, file)}")
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 (each is an option)
     source: Positional[str],
     dest: Positional[Path],
     /,
     *,
     val_source: str = "",
+    form: Annotated[Layout, arg(name="format")] = "auto",
     resize_short: str = "none",
     quality: int | None = None,
     subsampling: Literal["420", "444"] | None = None,
@@ -166,10 +168,12 @@ def prepare(
     The same command goes on after an interruption, and gives the same bytes.
 
     Args:
-        source: A folder, zip or tar of class folders (train/<class>/…, val/<class>/…),
-            tiny-imagenet-200, or the word demo.
+        source: The folder of ILSVRC2012's archives, Kaggle's CLS-LOC, class folders
+            (train/<class>/…, val/<class>/…), imagenette, tiny-imagenet-200, parquet files of the
+            Hugging Face Hub, WebDataset tars; a zip or tar of these; or the word demo.
         dest: The folder to make.
         val_source: A folder or archive with the validation images, where they lie apart.
+        form: Refuse a source of any other form than this; auto: find out from its content.
         resize_short: Make images whose shorter side is longer than this many pixels smaller, such
             as 352; none: keep the original bytes. What it costs and gains is printed at the end.
         quality: Of the JPEGs made so; by default 90.
@@ -188,7 +192,7 @@ def prepare(
     options = Options(encoding=encoding(resize_short, quality, subsampling), workers=workers)
 
     with _progress("packing") as report:
-        opened = open_source(source, val_source=val_source or None)
+        opened = open_source(source, val_source=val_source or None, layout=form)
         chosen = subset(opened, classes, per_class)
         manifest = pack(chosen, dest, skip_bad=skip_bad, options=options, report=report, say=_say)
     splits = ", ".join(f"{s['images']:,} {name}" for name, s in manifest["splits"].items())

@@ -7,6 +7,19 @@ from typing import Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "val"]
 
+Layout = Literal[
+    "auto",
+    "ilsvrc2012",
+    "kaggle",
+    "folders",
+    "tiny-imagenet",
+    "imagenette",
+    "imagenet-mini",
+    "parquet",
+    "webdataset",
+]
+"""How a source is laid out; ``auto`` finds out."""
+
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from rn50.data.shards import MANIFEST
 from rn50.data.sources import (
@@ -17,25 +16,12 @@ from rn50.data.sources import (
     webdataset,
 )
 from rn50.data.sources.archives import open_container
-from rn50.data.sources.base import Source
+from rn50.data.sources.base import Layout, Source
 from rn50.data.sources.container import Container, Listing
 from rn50.data.sources.stored import StoredImages
 from rn50.errors import DataError, UsageError
 
 DEMO = "demo"
-
-Layout = Literal[
-    "auto",
-    "ilsvrc2012",
-    "kaggle",
-    "folders",
-    "tiny-imagenet",
-    "imagenette",
-    "imagenet-mini",
-    "parquet",
-    "webdataset",
-]
-"""How a source is laid out; ``auto`` finds out."""
 
 _NEEDS: dict[Layout, str] = {
     "ilsvrc2012": ilsvrc2012.NEEDED,
