@@ -98,6 +98,18 @@ def test_another_format_is_converted_and_made_smaller_at_once():
     assert (made.converted, made.resized, made.width) == ("PNG", True, 43)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}])
+@pytest.mark.parametrize("chosen", [None, HALF])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.99])
+def test_a_file_that_is_cut_off_anywhere_is_refused(options, chosen, part):
+    options = dict(options)
+    image = smooth(320, 240).convert(options.pop("mode", "RGB"))
+    data = encoded(image, **options)
+    to_jpeg(data, chosen)
+    with pytest.raises(BadImageError):
+        to_jpeg(data[: int(part * len(data))], chosen)
+
+
 def cmyk(red: int, green: int, blue: int, *, ycck: bool) -> bytes:
     """A JPEG as Photoshop writes it: four inverted inks without black, marked by Adobe's marker."""
     inks = Image.new("RGB", (64, 48), (255 - red, 255 - green, 255 - blue))

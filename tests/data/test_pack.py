@@ -20,6 +20,7 @@ from image_trees import (
 )
 from PIL import Image
 
+from rn50.cli import main
 from rn50.data import account
 from rn50.data.encoding import Encoding
 from rn50.data.jpeg import to_jpeg, warnings_ignored
@@ -27,6 +28,7 @@ from rn50.data.pack import Options, key, pack
 from rn50.data.shards import MANIFEST, PackedDataset
 from rn50.data.sources.base import BadImageError, ClassName, Skipped, SourceImage
 from rn50.data.sources.detect import open_source
+from rn50.data.subset import subset
 from rn50.data.verify import verify
 from rn50.errors import DataError, UsageError
 
@@ -376,3 +378,27 @@ def test_memory_hardly_grows_with_the_number_of_images(tmp_path):
         used.append(int(done.stdout))
     per_image = (used[1] - used[0]) * 2**20 / 20_000
     assert per_image < 500, "500 bytes for each of 1.3 million images are 650 MB"
+
+
+def test_the_command_hands_its_options_on_and_tells_the_account(tmp_path, capsys):
+    tree = class_tree(("ant", "bee", "cat"), per_class=4) | {
+        "train/ant/a.jpg": jpeg(7, size=(80, 60)),
+        "train/bee/a.jpg": jpeg(8, "CMYK"),
+    }
+    source = write_folder(tmp_path / "source", tree)
+    main(
+        [
+            *("prepare", str(source), str(tmp_path / "d"), "--resize-short", "32", "--quality=80"),
+            *("--subsampling", "444", "--classes", "ant,bee", "--per-class", "2"),
+            *("--workers", "1", "--skip-bad"),
+        ]
+    )
+    wanted = Encoding(resize_short=32, quality=80, subsampling="444")
+    manifest = pack(
+        subset(open_source(source), "ant,bee", 2), tmp_path / "e", options=Options(encoding=wanted)
+    )
+    assert content(tmp_path / "d") == content(tmp_path / "e")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{tmp_path / 'd'}: 4 train, 2 val images of 2 classes"
+    assert out[1:] == [f"  {line}" for line in account.lines(manifest)]
+    assert any("converted (CMYK JPEG): 1, such as train/bee/a.jpg" in line for line in out)

@@ -69,8 +69,16 @@ def to_jpeg(data: bytes | memoryview, encoding: Encoding | None = None) -> Jpeg:
                 raise BadImageError(
                     f"it has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,} in all"
                 )
+            size = image.size
+            usable = kind == "JPEG" and image.mode in ("L", "RGB")
+            if usable and (encoding is None or min(size) <= encoding.resize_short):
+                # All of the file is read and checked, at an eighth of the pixels.
+                image.draft(None, (1, 1))
+                image.load()
+                return Jpeg(data, *size, None)
             image.load()
-            return _stored(data, image, kind, encoding)
+            origin = None if usable else (kind if kind != "JPEG" else f"{image.mode} JPEG")
+            return _made(image if usable else _rgb(image), origin, encoding)
     except UnidentifiedImageError as error:
         raise BadImageError(f"its {kind} header is damaged") from error
     # Pillow's decoders raise any of these for a damaged file.
@@ -87,21 +95,14 @@ def warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _stored(
-    data: bytes | memoryview, image: Image.Image, kind: str, encoding: Encoding | None
-) -> Jpeg:
-    """Return the loaded ``image``, whose file is ``data``, as it is stored."""
-    usable = kind == "JPEG" and image.mode in ("L", "RGB")
-    origin = None if usable else (kind if kind != "JPEG" else f"{image.mode} JPEG")
-    pixels = image if usable else _rgb(image)
-    if encoding is not None and min(image.size) > encoding.resize_short:
-        pixels = pixels.resize(_smaller(image.size, encoding), Image.Resampling.LANCZOS)
+def _made(pixels: Image.Image, origin: str | None, encoding: Encoding | None) -> Jpeg:
+    """Return pixels as they are stored, smaller if they are larger than ``encoding`` wants."""
+    if encoding is not None and min(pixels.size) > encoding.resize_short:
+        pixels = pixels.resize(_smaller(pixels.size, encoding), Image.Resampling.LANCZOS)
         chroma = _SUBSAMPLING[encoding.subsampling]
-        made = _encoded(pixels, quality=encoding.quality, subsampling=chroma)
-        return Jpeg(made, *pixels.size, origin, resized=True)
-    if usable:
-        return Jpeg(data, *image.size, None)
-    return Jpeg(_encoded(pixels, **_CONVERTED), *image.size, origin)
+        data = _encoded(pixels, quality=encoding.quality, subsampling=chroma)
+        return Jpeg(data, *pixels.size, origin, resized=True)
+    return Jpeg(_encoded(pixels, **_CONVERTED), *pixels.size, origin)
 
 
 def _smaller(size: tuple[int, int], encoding: Encoding) -> tuple[int, int]:

@@ -132,8 +132,11 @@ class ShardWriter:
 
     @property
     def rows(self) -> Records:
-        """Return the ``RECORD`` of each image so far, in the order of ``add``."""
-        return np.frombuffer(bytes(self._rows), RECORD)
+        """Return the ``RECORD`` of each image so far, in the order of ``add``.
+
+        It is a view: nothing can be added while it is held.
+        """
+        return np.frombuffer(self._rows, RECORD)
 
     def key(self, i: int) -> str:
         """Return the key of an image, counted in the order of ``add``."""

@@ -85,7 +85,7 @@ class SplitPacking:
 
     def contents(self) -> Contents:
         """Return what is packed, for the search for duplicates."""
-        digests = np.frombuffer(bytes(self._digests), np.uint64)
+        digests = np.frombuffer(self._digests, np.uint64)
         return Contents(digests, self._writer.rows["label"].astype(np.uint32), self._writer.key)
 
     def counts(self, num_classes: int) -> Int64[np.ndarray, " classes"]:
