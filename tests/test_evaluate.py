@@ -1,16 +1,25 @@
+import json
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from rn50 import evaluate as evaluation
 from rn50.config import Hardware, Images, Model
+from rn50.data import native
 from rn50.data.decode import Decoder
 from rn50.data.loader import Loader
+from rn50.data.pack import pack
 from rn50.data.shards import PackedDataset
+from rn50.data.sources.base import ClassName
+from rn50.data.sources.detect import open_source
 from rn50.distributed import Group
 from rn50.errors import DataError, UsageError
-from rn50.evaluate import LOSS_UNIT, check_classes, count, evaluate, score, topk_correct
+from rn50.evaluate import LOSS_UNIT, count, evaluate, labelled, score, topk_correct
 from rn50.hardware import Compute
 from rn50.model import weights
 from rn50.model.resnet import build
@@ -97,6 +106,7 @@ def test_model_and_average_are_scored_in_one_pass(dataset, monkeypatch):
         decoded.append(len(jpeg))
         center_resized(self, jpeg, resize_px, out)
 
+    monkeypatch.setattr(native, "library", lambda: None)  # which decodes many in one call
     monkeypatch.setattr(Decoder, "center_resized", recorded)
     assert scores_of(nets, dataset) == alone
     assert len(decoded) == 36
@@ -209,7 +219,7 @@ def test_a_run_without_weights_yet_is_refused(packed, tmp_path):
         score(tmp_path, packed, Hardware(device="cpu"))
 
 
-@pytest.mark.parametrize("ids", ["ant bee cat", "bee ant cat dog", "ant bee cat eel"])
+@pytest.mark.parametrize("ids", ["ant bee cat", "ant bee cat eel"])
 def test_weights_for_other_classes_are_refused(packed, dataset, tmp_path, ids):
     classes = [(name, name) for name in ids.split()]
     model = Model(arch="resnet18", num_classes=len(classes))
@@ -220,9 +230,66 @@ def test_weights_for_other_classes_are_refused(packed, dataset, tmp_path, ids):
     assert "\n" not in str(caught.value)
 
 
+def test_data_of_some_of_the_classes_is_scored_among_all(packed, dataset, tmp_path):
+    ids = ["ape", "dog", "bee", "cat", "eel", "ant"]
+    names = [(id_, id_.upper()) for id_ in ids]
+    model = Model(arch="resnet18", num_classes=6)
+    net = write_weights(tmp_path / "w.safetensors", dataset, classes=names, model=model)
+    said = []
+    settings = Hardware(device="cpu", precision="fp32", workers=2)
+    got = score(tmp_path / "w.safetensors", packed, settings, say=said.append)["w"]
+    places = torch.tensor([5, 2, 3, 1])  # of ant, bee, cat and dog
+    mapped = dataset.with_classes([ClassName(*pair) for pair in names])
+    assert mapped.split("val").labels.tolist() == places[dataset.split("val").labels].tolist()
+    expected = slow_scores(net, mapped)
+    assert got["top1"] == expected["top1"]
+    assert got["loss"] == pytest.approx(expected["loss"], abs=1e-3)
+    assert said == [
+        f"{packed} has 4 of the 6 classes of the weights; they are found by their ids and scored "
+        "among all"
+    ]
+
+
+def test_what_is_noted_of_the_data_is_told_when_a_larger_network_is_scored(
+    packed, dataset, tmp_path
+):
+    noted = shutil.copytree(packed, tmp_path / "noted")
+    manifest = json.loads((noted / "manifest.json").read_text())
+    manifest["notes"] = ["these images are of the training split of ImageNet"]
+    (noted / "manifest.json").write_text(json.dumps(manifest))
+    names = [(id_, id_) for id_ in ("ant", "bee", "cat", "dog", "eel")]
+    model = Model(arch="resnet18", num_classes=5)
+    write_weights(tmp_path / "w.safetensors", dataset, classes=names, model=model)
+    said = []
+    score(tmp_path / "w.safetensors", noted, Hardware(device="cpu"), say=said.append)
+    assert said[1] == "note: these images are of the training split of ImageNet"
+
+
 def test_a_head_of_another_size_than_the_data_is_refused(dataset):
-    check_classes(4, dataset)
+    assert labelled(dataset, Model(num_classes=4)) is dataset
     with pytest.raises(
-        UsageError, match=r"num_classes is 10, but .* has 4 classes; .* --model\.num"
+        UsageError, match=r"num_classes is 10, but .* has 4 classes; .* --model\.num-classes 4$"
     ):
-        check_classes(10, dataset)
+        labelled(dataset, Model(num_classes=10))
+
+
+def test_the_head_of_imagenet_is_for_its_classes_alone(dataset):
+    with pytest.raises(DataError, match="has class 'ant', which is none of the 1000"):
+        labelled(dataset, Model(num_classes=1000, classes="imagenet"))
+
+
+def test_ten_classes_of_imagenet_are_trained_with_all_its_outputs_only_if_asked(tmp_path):
+    wnids = ["n01440764", "n02102040", "n03888257"]
+    for split in ("train", "val"):
+        for i, wnid in enumerate(wnids):
+            (tmp_path / split / wnid).mkdir(parents=True)
+            pixels = np.full((40, 40, 3), 60 * i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / wnid / "0.jpg")
+    pack(open_source(tmp_path), tmp_path.with_name("packed-wnids"))
+    dataset = PackedDataset.open(tmp_path.with_name("packed-wnids"))
+    with pytest.raises(UsageError, match="or --model.classes imagenet to train ImageNet's 1000"):
+        labelled(dataset, Model(num_classes=1000))
+    mapped = labelled(dataset, Model(num_classes=1000, classes="imagenet"))
+    assert mapped.split("train").labels.tolist() == [0, 217, 701]
+    assert len(mapped.classes) == 1000
+    assert mapped.classes[701].id == "n03888257"

@@ -63,6 +63,9 @@ class Model:
     """Depth of the residual network (version 1.5: stride in the 3x3 convolution)."""
     num_classes: Count = 1000
     """Outputs of the last layer. It must equal the data set's number of classes."""
+    classes: Literal["data", "imagenet"] = "data"
+    """data: output i is the i-th class of the data; imagenet: the 1000 outputs are ImageNet's, and
+    data of some of its classes (imagenette) is labelled by their places among them."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: 7x7 convolution of stride 2 and max-pool; small: 3x3 of stride 1 and no max-pool,
     for images of 32 to 64 px (about 16 times the work per pixel)."""

@@ -1,5 +1,6 @@
 """One exact pass over a split: every image once, at any world size, integers added at the end."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,10 +10,12 @@ from torch.nn import functional as F
 
 from rn50 import hardware
 from rn50.augment.device import Normalise
-from rn50.config import Hardware, Images
+from rn50.config import Hardware, Images, Model
 from rn50.data.loader import Loader
 from rn50.data.plan import evaluation_requests
 from rn50.data.shards import PackedDataset, PackedSplit
+from rn50.data.sources.base import ClassName
+from rn50.data.sources.wnids import class_names, imagenet_wnids
 from rn50.distributed import Group
 from rn50.errors import DataError, UsageError
 from rn50.hardware import Compute
@@ -24,22 +27,40 @@ LOSS_UNIT = 2.0**-16
 _BATCH = 256
 
 
-def check_classes(num_classes: int, dataset: PackedDataset) -> None:
-    """Refuse to train a head of another size than the data set has classes.
+def labelled(dataset: PackedDataset, model: Model) -> PackedDataset:
+    """Return the data with the labels that a network is trained on.
 
     Raises:
-        UsageError: The numbers differ.
+        DataError: ImageNet's classes are asked for, and the data has others.
+        UsageError: The network has another number of outputs than there are classes.
     """
-    if num_classes != len(dataset.classes):
-        raise UsageError(
-            f"model.num_classes is {num_classes}, but {dataset.folder} has "
-            f"{len(dataset.classes)} classes; choose the recipe for this data, or give "
-            f"--model.num-classes {len(dataset.classes)}"
-        )
+    if model.classes == "imagenet":
+        dataset = dataset.with_classes(class_names(imagenet_wnids()))
+    count, outputs = len(dataset.classes), model.num_classes
+    if outputs == count:
+        return dataset
+    known = set(imagenet_wnids())
+    hint = ""
+    if outputs == len(known) and all(c.id in known for c in dataset.classes):
+        hint = "; or --model.classes imagenet to train ImageNet's 1000 outputs on some of them"
+    raise UsageError(
+        f"model.num_classes is {outputs}, but {dataset.folder} has {count} classes; choose the "
+        f"recipe for this data, or give --model.num-classes {count}{hint}"
+    )
 
 
-def score(path: Path, data: Path, settings: Hardware) -> dict[str, dict[str, float]]:
+def score(
+    path: Path, data: Path, settings: Hardware, *, say: Callable[[str], None] = lambda _: None
+) -> dict[str, dict[str, float]]:
     """Evaluate a weights file, or the model and the average of a run's folder, on ``data``.
+
+    Data of some of the classes is scored among all that the network tells apart.
+
+    Args:
+        path: The file, or the folder of a run.
+        data: A folder made by ``rn50 prepare``.
+        settings: Device, precision and threads.
+        say: Told what a reader of the scores must know.
 
     Returns:
         What ``evaluate`` does; the names are those of the files.
@@ -56,15 +77,7 @@ def score(path: Path, data: Path, settings: Hardware) -> dict[str, dict[str, flo
                 "ends; give the folder of such a run, or a weights file"
             )
     loaded = {file.stem: weights.load(file) for file in files}
-    dataset = PackedDataset.open(data)
-    for name, one in loaded.items():
-        if one.class_ids != tuple(c.id for c in dataset.classes):
-            raise DataError(
-                f"the weights {name} tell {len(one.class_ids)} classes apart "
-                f"({', '.join(one.class_ids[:3])} …), {data} has {len(dataset.classes)} "
-                f"({', '.join(c.id for c in dataset.classes[:3])} …); give the data of the same "
-                "classes"
-            )
+    dataset = _of_classes(PackedDataset.open(data), loaded, say)
     compute = hardware.resolve(settings)
     nets: dict[str, nn.Module] = {n: one.net.to(compute.device) for n, one in loaded.items()}
     images = next(iter(loaded.values())).images
@@ -72,6 +85,29 @@ def score(path: Path, data: Path, settings: Hardware) -> dict[str, dict[str, flo
         compute.device, workers=compute.workers, prefetch=settings.prefetch_batches
     ) as loader:
         return evaluate(nets, dataset.split("val"), images, loader, compute, Group())
+
+
+def _of_classes(
+    dataset: PackedDataset, loaded: dict[str, weights.Weights], say: Callable[[str], None]
+) -> PackedDataset:
+    """Return the data with the labels of the weights."""
+    ids = tuple(c.id for c in dataset.classes)
+    first, one = next(iter(loaded.items()))
+    if all(other.class_ids == ids for other in loaded.values()):
+        return dataset
+    if any(not set(ids) <= set(o.class_ids) or o.class_ids != one.class_ids for o in loaded.values()):
+        raise DataError(
+            f"the weights {first} tell {len(one.class_ids)} classes apart "
+            f"({', '.join(one.class_ids[:3])} …), {dataset.folder} has {len(ids)} "
+            f"({', '.join(ids[:3])} …); give the data of the same classes, or of some of them"
+        )
+    say(
+        f"{dataset.folder} has {len(ids)} of the {len(one.class_ids)} classes of the weights; "
+        "they are found by their ids and scored among all"
+    )
+    for note in dataset.manifest.get("notes", []):
+        say(f"note: {note}")
+    return dataset.with_classes(tuple(map(ClassName, one.class_ids, one.class_names)))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,28 @@ class PackedDataset:
         """In the order of the labels."""
         self.fingerprint: str = manifest["fingerprint"]
         """Hash of the classes, labels and images; see ``fingerprint``."""
+        self._relabel: Int64[np.ndarray, " classes"] | None = None
+
+    def with_classes(self, classes: Sequence[ClassName]) -> "PackedDataset":
+        """Return the same images, labelled by their place in a longer list of classes.
+
+        So ten classes of ImageNet are scored, or trained, by a network of all 1000. Classes are
+        found by their ids, never by names, of which ImageNet has some twice.
+
+        Raises:
+            DataError: A class of the data is not in the list.
+        """
+        places = {class_.id: place for place, class_ in enumerate(classes)}
+        if missing := [c.id for c in self.classes if c.id not in places]:
+            raise DataError(
+                f"{self.folder} has class {missing[0]!r}, which is none of the {len(classes)} "
+                f"({classes[0].id} to {classes[-1].id}) that are to be told apart; give data of "
+                "these classes"
+            )
+        longer = PackedDataset(self.folder, self.manifest)
+        longer._relabel = np.array([places[c.id] for c in self.classes], np.int64)
+        longer.classes = tuple(classes)
+        return longer
 
     @classmethod
     def open(cls, folder: Path) -> "PackedDataset":
@@ -101,7 +123,7 @@ class PackedDataset:
                 "choose one of these"
             )
         try:
-            return PackedSplit(self.folder, name, splits[name])
+            return PackedSplit(self.folder, name, splits[name], self._relabel)
         except OSError as error:
             raise _unreadable(error) from error
 
@@ -109,8 +131,15 @@ class PackedDataset:
 class PackedSplit:
     """The images of one split, by number, for any number of threads."""
 
-    def __init__(self, folder: Path, name: str, entry: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        entry: dict[str, Any],
+        relabel: Int64[np.ndarray, " classes"] | None = None,
+    ) -> None:
         self.name = name
+        self._relabel = relabel
         self.folder = folder
         self._shards: list[str] = [shard["file"] for shard in entry["shards"]]
         for part in (*entry["shards"], entry["index"], entry["keys"]):
@@ -129,8 +158,9 @@ class PackedSplit:
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """Return each image's class index."""
-        return self.index["label"].astype(np.int64)
+        """Return each image's class index, of the data set's classes or of ``with_classes``."""
+        labels = self.index["label"].astype(np.int64)
+        return labels if self._relabel is None else self._relabel[labels]
 
     @cached_property
     def widths(self) -> Int64[np.ndarray, " images"]:

@@ -23,7 +23,7 @@ from rn50.data.plan import TrainPlan
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.distributed import Group
 from rn50.errors import DataError, UsageError
-from rn50.evaluate import check_classes, evaluate
+from rn50.evaluate import evaluate, labelled
 from rn50.model import weights
 from rn50.observe import record
 from rn50.observe.console import Console
@@ -105,8 +105,7 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
         if group.is_first:
             data = str(_demo_data(run, say))
         data = group.from_first(data)
-    dataset = PackedDataset.open(remote.local_folder(data, say=say))
-    check_classes(run.model.num_classes, dataset)
+    dataset = labelled(PackedDataset.open(remote.local_folder(data, say=say)), run.model)
     # The others must not look for themselves: by then the first may have made its folder.
     place = Path(group.from_first(str(folder.choose(run, resume=resume)) if group.is_first else ""))
     return _Job(
