@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import tarfile
 import zipfile
 
@@ -62,3 +63,45 @@ def test_photographs_that_hardly_shrink_are_no_bomb(tmp_path):
         for i in range(50)
     }
     assert open_source(write_zip(tmp_path / "a.zip", tree)).count() == 100
+
+
+def test_a_zip_with_more_entries_than_the_old_form_can_count_is_read(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in class_tree().items():
+            archive.writestr(name, data)
+        for number in range(0xFFFF):
+            archive.writestr(f"other/{number}", b"")
+    assert b"PK\x06\x06" in path.read_bytes()[-200:], "else this tests nothing"
+    source = open_source(path)
+    assert {image.path: image.read() for image in source.images()} == class_tree()
+
+
+def test_a_file_of_a_zip_whose_size_is_told_in_the_long_form_is_read(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.jpg", "w", force_zip64=True) as x:
+        x.write(jpeg(0))
+    (member,) = open_container(path).members(["x.jpg"])
+    assert member.read() == jpeg(0)
+
+
+def test_a_zip_that_begins_behind_other_bytes_is_read(tmp_path):
+    whole = write_zip(tmp_path / "a.zip", class_tree()).read_bytes()
+    (tmp_path / "a.zip").write_bytes(b"PK" + bytes(1000) + whole)
+    assert open_source(tmp_path / "a.zip").count() == 8
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_zip_with_random_damage_gives_one_error_or_what_it_held(tmp_path, seed):
+    rng = random.Random(seed)
+    path = write_zip(tmp_path / "a.zip", class_tree())
+    content = bytearray(path.read_bytes())
+    ends = len(content) - 22 - 80 * 8 if seed % 2 else 0  # its list, or anywhere
+    for _ in range(3):
+        content[rng.randrange(ends, len(content))] = rng.randrange(256)
+    path.write_bytes(content)
+    try:
+        found = {image.path: image.read() for image in open_source(path).images()}
+    except (DataError, BadImageError):
+        return
+    assert set(found.values()) <= set(class_tree().values())
