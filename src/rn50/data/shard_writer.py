@@ -105,6 +105,7 @@ class ShardWriter:
             The split's entry of the manifest, and its index.
         """
         self._end_shard()
+        self._taken.clear()
         order = self._order()
         index = self.rows[order]
         index_file = self._folder / f"{self._split}.index.npy"
