@@ -145,6 +145,15 @@ def test_images_of_finished_shards_are_not_read_again_but_for_a_few(tmp_path):
     assert said == [f"continuing in {tmp_path / '.d.partial'} after 60 images in finished shards"]
 
 
+def test_a_name_that_a_finished_shard_has_taken_stays_taken(tmp_path):
+    interrupted(tmp_path / "d")
+    change = {"path 100": "train/a/000.png"}  # its key would be that of image 0
+    pack(Watched(change=change), tmp_path / "d", shard_bytes=SHARD_BYTES)
+    pack(Watched(change=change), tmp_path / "whole", shard_bytes=SHARD_BYTES)
+    assert content(tmp_path / "d") == content(tmp_path / "whole")
+    assert "a/000-2\n" in (tmp_path / "d" / "train.keys.txt").read_text()
+
+
 def test_the_progress_goes_on_where_it_was(tmp_path):
     interrupted(tmp_path / "d")
     reports = []
