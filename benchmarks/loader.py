@@ -42,7 +42,7 @@ import machine
 import pictures
 from machine import Row
 from rn50.config import Images
-from rn50.data import native
+from rn50.data import native, turbojpeg
 from rn50.data.decode import Decoder
 from rn50.data.encoding import Encoding
 from rn50.data.loader import Loader
@@ -144,6 +144,18 @@ def ours_on_one_core(task: Task) -> Batches:
     return ours(replace(task, workers=1))
 
 
+def ours_without_compiler(task: Task) -> Batches:
+    """Load with rn50 as on a machine that has no C compiler."""
+    os.environ[turbojpeg.DECODER_VARIABLE] = "turbojpeg"
+    return ours(task)
+
+
+def ours_without_turbojpeg(task: Task) -> Batches:
+    """Load with rn50 as on a machine that has no TurboJPEG 3 library."""
+    os.environ[turbojpeg.DECODER_VARIABLE] = "pillow"
+    return ours(task)
+
+
 def dali_cpu(task: Task) -> Batches:
     """Load with DALI: the same shards, order and boxes."""
     split, requests = _requests(task)
@@ -209,6 +221,8 @@ def methods(task: Task, made_smaller: Mapping[int, Path]) -> dict[str, tuple[Met
         chosen["torchvision PIL, worker process"] = (torchvision_pil_worker, task)
     elif hasattr(os, "sched_setaffinity"):
         chosen["rn50, one thread on one core"] = (ours_on_one_core, task)
+    chosen["rn50, no C compiler"] = (ours_without_compiler, task)
+    chosen["rn50, no TurboJPEG 3"] = (ours_without_turbojpeg, task)
     stored = {"": task.packed} | {f", {px} px": path for px, path in made_smaller.items()}
     for suffix, packed in stored.items():
         there = replace(task, packed=packed)

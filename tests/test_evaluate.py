@@ -287,7 +287,7 @@ def test_ten_classes_of_imagenet_are_trained_with_all_its_outputs_only_if_asked(
             Image.fromarray(pixels).save(tmp_path / split / wnid / "0.jpg")
     pack(open_source(tmp_path), tmp_path.with_name("packed-wnids"))
     dataset = PackedDataset.open(tmp_path.with_name("packed-wnids"))
-    with pytest.raises(UsageError, match="or --model.classes imagenet to train ImageNet's 1000"):
+    with pytest.raises(UsageError, match=r"or --model\.classes imagenet to train ImageNet's 1000"):
         labelled(dataset, Model(num_classes=1000))
     mapped = labelled(dataset, Model(num_classes=1000, classes="imagenet"))
     assert mapped.split("train").labels.tolist() == [0, 217, 701]

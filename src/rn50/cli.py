@@ -174,8 +174,9 @@ def prepare(  # noqa: PLR0913 (each is an option)
         dest: The folder to make.
         val_source: A folder or archive with the validation images, where they lie apart.
         form: Refuse a source of any other form than this; auto: find out from its content.
-        resize_short: Make images whose shorter side is longer than this many pixels smaller, such
-            as 352; none: keep the original bytes. What it costs and gains is printed at the end.
+        resize_short: Make training images smaller: encode them anew, with a shorter side of at most
+            this many pixels, such as 352; none: keep the original bytes. What it costs and gains
+            is printed at the end.
         quality: Of the JPEGs made so; by default 90.
         subsampling: Colour resolution of the JPEGs made so; by default 420.
         classes: Pack these only: ids separated by commas, or @FILE with one a line.
@@ -242,7 +243,7 @@ def evaluate(
     from rn50.evaluate import score
     from rn50.train.folder import data_of
 
-    scores = score(weights, local_folder(data or data_of(weights)), hardware)
+    scores = score(weights, local_folder(data or data_of(weights)), hardware, say=_say_aside)
     if json_output:
         _say(json.dumps(scores, indent=2))
     else:
@@ -304,6 +305,10 @@ def _say_scores(scores: dict[str, dict[str, float]]) -> None:
             f"{name}: val top-1 {s['top1']:.2%}, top-5 {s['top5']:.2%}, loss {s['loss']:.4f} "
             f"on {s['images']:,} images"
         )
+
+
+def _say_aside(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _say_error(text: str) -> None:

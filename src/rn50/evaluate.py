@@ -95,7 +95,8 @@ def _of_classes(
     first, one = next(iter(loaded.items()))
     if all(other.class_ids == ids for other in loaded.values()):
         return dataset
-    if any(not set(ids) <= set(o.class_ids) or o.class_ids != one.class_ids for o in loaded.values()):
+    told_apart = {other.class_ids for other in loaded.values()}
+    if len(told_apart) > 1 or not set(ids) <= set(one.class_ids):
         raise DataError(
             f"the weights {first} tell {len(one.class_ids)} classes apart "
             f"({', '.join(one.class_ids[:3])} …), {dataset.folder} has {len(ids)} "

@@ -50,11 +50,18 @@ def test_the_short_side_becomes_what_was_asked_for(size, expected):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (100, 32), (5, 900)])
-def test_what_is_not_larger_is_kept_byte_for_byte(size):
-    data = jpeg(0, size=size)
+def test_what_would_not_have_fewer_bytes_is_kept_byte_for_byte(size):
+    data = encoded(smooth(*size), quality=40, subsampling=2, optimize=True)
     made = to_jpeg(data, HALF)
     assert made.data is data
     assert not made.resized
+
+
+def test_what_has_few_pixels_and_many_bytes_is_encoded_anew():
+    data = encoded(smooth(100, 32), quality=100, subsampling=0)
+    made = to_jpeg(data, HALF)
+    assert (made.width, made.height, made.resized) == (100, 32, True)
+    assert len(made.data) < len(data)
 
 
 def test_a_smaller_image_looks_like_the_original_resized():
@@ -90,7 +97,7 @@ def test_profile_exif_and_comment_are_dropped_and_the_orientation_is_not_applied
     made = to_jpeg(data, HALF)
     assert (made.width, made.height) == (43, 32)
     assert set(opened(made.data).info) == {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    assert to_jpeg(data, Encoding(resize_short=64)).data is data
+    assert to_jpeg(data).data is data
 
 
 def test_another_format_is_converted_and_made_smaller_at_once():
@@ -177,7 +184,8 @@ def test_a_process_of_its_own_gives_the_same_jpegs_and_errors():
     try:
         for data in files:
             assert process.to_jpeg(data) == to_jpeg(data, HALF)
-        assert process.to_jpeg(files[0]).data is files[0]
+        small = encoded(smooth(32, 32), quality=40, subsampling=2, optimize=True)
+        assert process.to_jpeg(small).data is small
         with pytest.raises(NotAnImageError, match="it is empty"):
             process.to_jpeg(b"")
         with pytest.raises(BadImageError, match="truncated"):

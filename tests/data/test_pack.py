@@ -285,17 +285,18 @@ def test_smaller_images_are_counted_and_their_cost_is_told(tmp_path):
         "resize_short": 64,
         "quality": 90,
         "subsampling": "420",
-        "resized": {"train": 1, "val": 1},
+        "resized": {"train": 7, "val": 0},
         "source_bytes": sum(map(len, tree.values())),
         "stored_bytes": sum(int(data.split(s).index["length"].sum()) for s in ("train", "val")),
     }
     assert stored["stored_bytes"] < stored["source_bytes"]
     assert data.split("train").heights.max() == 64
+    assert data.split("val").heights.max() == 100
     assert data.manifest["converted"] == {"PNG": {"count": 1, "examples": ["val/bee/x.png"]}}
     told = "\n".join(account.lines(data.manifest))
-    assert "made smaller: 2 of 10 images, to a short side of 64 px" in told
+    assert "made smaller: 7 of 7 training images, to a short side of at most 64 px" in told
     assert "what that costs: its PSNR was not measured; the nearest" in told
-    assert "validation images are stored the same way" in told
+    assert "validation images keep their original bytes" in told
     verify(data.folder)
 
 

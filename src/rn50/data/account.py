@@ -38,20 +38,16 @@ def _stored(stored: Mapping[str, Any], splits: Mapping[str, Any]) -> Iterator[st
         quality=stored["quality"],
         subsampling=stored["subsampling"],
     )
-    resized, total = sum(stored["resized"].values()), sum(s["images"] for s in splits.values())
+    resized, total = sum(stored["resized"].values()), splits["train"]["images"]
     before, after = stored["source_bytes"] / 1e6, stored["stored_bytes"] / 1e6
     yield (
-        f"made smaller: {resized:,} of {total:,} images, to a short side of "
-        f"{encoding.resize_short} px as JPEG of quality {encoding.quality}, "
+        f"made smaller: {resized:,} of {total:,} training images, to a short side of at most "
+        f"{encoding.resize_short} px and JPEG of quality {encoding.quality}, "
         f"{encoding.subsampling}; {before:,.1f} MB became {after:,.1f} MB "
         f"({before / max(after, 1e-9):.1f} times smaller; decoding costs what its bytes cost)"
     )
     yield f"what that costs: {fidelity(encoding)}"
-    yield (
-        f"validation images are stored the same way, which suits scoring at up to "
-        f"{encoding.resize_short} px; compare with published scores on data packed with "
-        "--resize-short none"
-    )
+    yield "validation images keep their original bytes, so that scores can be compared"
 
 
 def _duplicates(found: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rn50.data.encoder import EncoderProcess
 from rn50.data.encoding import Encoding
 from rn50.data.jpeg import Jpeg, to_jpeg
 from rn50.data.shards import image_digest
-from rn50.data.sources.base import BadImageError, SourceImage
+from rn50.data.sources.base import BadImageError, SourceImage, Split
 
 CHUNK = 16
 """Images per task: 64 px images would spend their time in the queue, large ones in memory."""
@@ -45,7 +45,7 @@ def converted(
 
     Args:
         images: The images; drawn from in the caller's thread.
-        encoding: What makes large ones smaller; None: all are stored as they are.
+        encoding: What makes training images smaller; None: all are stored as they are.
         workers: Threads; 0: one per core.
     """
     workers = workers or _cores()
@@ -91,16 +91,16 @@ class _Converter:
     def _one(self, image: SourceImage) -> Converted | BadImageError:
         try:
             data = image.read()
-            jpeg = self._to_jpeg(data)
+            jpeg = self._to_jpeg(data, image.split)
         except BadImageError as error:
             return error
         source_digest = image_digest(data)
         digest = source_digest if jpeg.data is data else image_digest(jpeg.data)
         return Converted(jpeg, digest, len(data), source_digest)
 
-    def _to_jpeg(self, data: bytes) -> Jpeg:
-        if self._encoding is None:  # nearly nothing is encoded, and decoding holds no lock
-            return to_jpeg(data)
+    def _to_jpeg(self, data: bytes, split: Split) -> Jpeg:
+        if self._encoding is None or split == "val":
+            return to_jpeg(data)  # nearly nothing is encoded, and decoding holds no lock
         if not hasattr(self._local, "process"):
             self._local.process = EncoderProcess(self._encoding)
             self._processes.append(self._local.process)

@@ -28,7 +28,11 @@ originals (docs/results.md). For scale: bicubic instead of bilinear resizing is 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """Images above a size are made smaller and encoded as JPEG anew; others stay as they are."""
+    """Training images are encoded as JPEG anew, above a size with fewer pixels.
+
+    An image that would not have fewer bytes stays as it is, as do all validation images: scores
+    can be compared with those of the originals.
+    """
 
     resize_short: int
     """The shorter side of what is made smaller, in pixels; at least 16."""

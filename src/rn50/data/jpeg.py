@@ -44,7 +44,8 @@ class Jpeg:
     converted: str | None
     """What it was made from, such as ``"PNG"``; None if it was such a JPEG already."""
     resized: bool = False
-    """Whether it was made smaller. Unless it was, or was converted, ``data`` is the original."""
+    """Whether it was encoded to fewer bytes. If it was neither that nor converted, ``data`` is the
+    original."""
 
 
 def to_jpeg(data: bytes | memoryview, encoding: Encoding | None = None) -> Jpeg:
@@ -56,8 +57,9 @@ def to_jpeg(data: bytes | memoryview, encoding: Encoding | None = None) -> Jpeg:
 
     Args:
         data: The file.
-        encoding: What makes larger images smaller (Lanczos); colour profile, EXIF and comments are
-            dropped then, and the EXIF orientation is not applied.
+        encoding: How the image is encoded anew, above a size with fewer pixels (Lanczos), unless
+            it would have no fewer bytes; colour profile, EXIF and comments are dropped then, and
+            the EXIF orientation is not applied.
 
     Raises:
         BadImageError: The content is not an image, is damaged, or has over ``MAX_PIXELS``.
@@ -71,14 +73,17 @@ def to_jpeg(data: bytes | memoryview, encoding: Encoding | None = None) -> Jpeg:
                 )
             size = image.size
             usable = kind == "JPEG" and image.mode in ("L", "RGB")
-            if usable and (encoding is None or min(size) <= encoding.resize_short):
+            if usable and encoding is None:
                 # All of the file is read and checked, at an eighth of the pixels.
                 image.draft(None, (1, 1))
                 image.load()
                 return Jpeg(data, *size, None)
             image.load()
             origin = None if usable else (kind if kind != "JPEG" else f"{image.mode} JPEG")
-            return _made(image if usable else _rgb(image), origin, encoding)
+            made = _made(image if usable else _rgb(image), origin, encoding)
+            if usable and made.width == size[0] and len(made.data) >= len(data):
+                return Jpeg(data, *size, None)
+            return made
     except UnidentifiedImageError as error:
         raise BadImageError(f"its {kind} header is damaged") from error
     # Pillow's decoders raise any of these for a damaged file.
@@ -97,12 +102,13 @@ def warnings_ignored() -> Iterator[None]:
 
 def _made(pixels: Image.Image, origin: str | None, encoding: Encoding | None) -> Jpeg:
     """Return pixels as they are stored, smaller if they are larger than ``encoding`` wants."""
-    if encoding is not None and min(pixels.size) > encoding.resize_short:
+    if encoding is None:
+        return Jpeg(_encoded(pixels, **_CONVERTED), *pixels.size, origin)
+    if min(pixels.size) > encoding.resize_short:
         pixels = pixels.resize(_smaller(pixels.size, encoding), Image.Resampling.LANCZOS)
-        chroma = _SUBSAMPLING[encoding.subsampling]
-        data = _encoded(pixels, quality=encoding.quality, subsampling=chroma)
-        return Jpeg(data, *pixels.size, origin, resized=True)
-    return Jpeg(_encoded(pixels, **_CONVERTED), *pixels.size, origin)
+    chroma = _SUBSAMPLING[encoding.subsampling]
+    data = _encoded(pixels, quality=encoding.quality, subsampling=chroma)
+    return Jpeg(data, *pixels.size, origin, resized=True)
 
 
 def _smaller(size: tuple[int, int], encoding: Encoding) -> tuple[int, int]:
