@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from image_trees import Tree, add_to_tar, jpeg, write_folder, write_tar
 from scipy.io import savemat
 
+from rn50.data.sources import published
+from rn50.data.sources.wnids import imagenet_wnids
+
 WNIDS = ("n01440764", "n02012849", "n03126707")
 """Tench, and the two that are called crane."""
 
@@ -216,3 +219,24 @@ def interrupted(root: Path) -> Path:
 
 def folder_tree_val() -> Tree:
     return {path: data for path, data in folder_tree().items() if path.startswith("val/")}
+
+
+def ten_classes(top: str, val_of_train: bool = True) -> Tree:
+    """Imagenette, one image of each class and split."""
+    tree = {}
+    for label, wnid in enumerate(published.IMAGENETTE):
+        tree[f"{top}train/{wnid}/{wnid}_{label}.JPEG"] = jpeg(label)
+        name = f"{wnid}_9" if val_of_train else f"ILSVRC2012_val_{label + 1:08}"
+        tree[f"{top}val/{wnid}/{name}.JPEG"] = jpeg(50 + label)
+    tree[f"{top}noisy_imagenette.csv"] = b"path,noisy_labels_0\n"
+    return tree
+
+
+def mini_form(top: str = "imagenet-mini/") -> Tree:
+    """ImageNet-mini-1000, one image of each class and split, all alike."""
+    image = jpeg(0)
+    tree = {}
+    for number, wnid in enumerate(imagenet_wnids(), 1):
+        tree[f"{top}train/{wnid}/{wnid}_1.JPEG"] = image
+        tree[f"{top}val/{wnid}/ILSVRC2012_val_{number:08}.JPEG"] = image
+    return tree

@@ -15,11 +15,13 @@ from distributions import (
     ilsvrc2012,
     interrupted,
     kaggle_tree,
+    mini_form,
     parquet,
+    ten_classes,
     tiny_form,
     webdataset,
 )
-from image_trees import Tree, jpeg, write_folder, write_tar, write_zip
+from image_trees import Tree, write_folder, write_tar, write_zip
 
 from rn50.data.pack import pack
 from rn50.data.shards import PackedDataset
@@ -134,16 +136,6 @@ def test_the_names_of_imagenets_classes_are_torchvisions(tmp_path):
     assert [class_.name for class_ in source.classes] == ["tench", "crane bird", "crane"]
 
 
-def ten_classes(top: str, val_of_train: bool = True) -> Tree:
-    tree = {}
-    for label, wnid in enumerate(published.IMAGENETTE):
-        tree[f"{top}train/{wnid}/{wnid}_{label}.JPEG"] = jpeg(label)
-        name = f"{wnid}_9" if val_of_train else f"ILSVRC2012_val_{label + 1:08}"
-        tree[f"{top}val/{wnid}/{name}.JPEG"] = jpeg(50 + label)
-    tree[f"{top}noisy_imagenette.csv"] = b"path,noisy_labels_0\n"
-    return tree
-
-
 @pytest.mark.parametrize("write", [write_folder, lambda p, t: write_tar(p, t, "w:gz")])
 def test_imagenette_is_known_and_its_leak_told(tmp_path, write):
     path = write(tmp_path / "imagenette2-160.tgz", ten_classes("imagenette2-160/"))
@@ -180,11 +172,7 @@ def test_imagewoof_is_known(tmp_path):
 
 
 def test_imagenet_mini_has_all_classes_and_few_images(tmp_path):
-    tree = {}
-    for number, wnid in enumerate(imagenet_wnids(), 1):
-        tree[f"imagenet-mini/train/{wnid}/{wnid}_1.JPEG"] = b""
-        tree[f"imagenet-mini/val/{wnid}/ILSVRC2012_val_{number:08}.JPEG"] = b""
-    source = open_source(write_zip(tmp_path / "archive.zip", tree))
+    source = open_source(write_zip(tmp_path / "archive.zip", mini_form()))
     assert source.kind == "ImageNet-mini-1000"
     assert [class_.id for class_ in source.classes] == list(imagenet_wnids())
     assert source.notes == ()

@@ -1,13 +1,27 @@
 """The commands of the README and of the guide are run, on miniature data."""
 
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from distributions import (
+    VAL,
+    flat_tree,
+    ilsvrc2012,
+    kaggle_tree,
+    mini_form,
+    parquet,
+    ten_classes,
+    tiny_form,
+    webdataset,
+)
+from image_trees import write_folder, write_tar, write_zip
 
 from rn50.cli import main
+from rn50.data.shards import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs/guide").glob("*.md"))]
@@ -19,7 +33,19 @@ ELSEWHERE = (
     "python benchmarks/",
     "uv run scripts/check",
     "aws ",
+    "hf ",
+    "kaggle ",
 )
+FORMS = {
+    "ILSVRC2012",
+    "Kaggle CLS-LOC",
+    "Hugging Face parquet",
+    "WebDataset",
+    "ImageNet-mini-1000",
+    "tiny-imagenet-200",
+    "imagenette2",
+    "class folders",
+}
 
 
 def commands(page: str) -> list[str]:
@@ -39,7 +65,33 @@ def desk(packed, tmp_path_factory):
         label.unlink()
     shutil.copytree(place / "my-images" / "train", place / "my-train-images")
     shutil.copytree(place / "my-images" / "val", place / "my-val-images")
+    distributions(place)
     return place
+
+
+def distributions(place: Path) -> None:
+    """Make a miniature of each distribution, named as the guide names what is downloaded."""
+    ilsvrc2012(place / "ILSVRC2012")
+    write_zip(place / "imagenet-object-localization-challenge.zip", kaggle_tree())
+    parquet(place / "imagenet-1k")
+    webdataset(place / "imagenet-1k-wds")
+    write_zip(place / "imagenetmini-1000.zip", mini_form())
+    archives = place / "archives"
+    archives.mkdir()
+    write_zip(archives / "tiny-imagenet-200.zip", tiny_form())
+    write_tar(archives / "imagenette2-160.tgz", ten_classes("imagenette2-160/"), "w:gz")
+    labels = "".join(f"{name}.JPEG\t{wnid}\n" for name, (wnid, _) in VAL.items())
+    write_folder(place / "my-flat-images", flat_tree("val/val_annotations.txt", labels))
+
+
+def words_of(command: str) -> list[str]:
+    """What follows ``rn50``, however it is started."""
+    words = shlex.split(command.removeprefix("uv run "))
+    if words[0] == "torchrun":
+        assert words[1:3] == ["--nproc-per-node", "8"]
+        words = ["rn50", *words[words.index("rn50") + 1 :]]
+    assert words.pop(0) == "rn50", command
+    return words
 
 
 def run(words: list[str]) -> int:
@@ -55,19 +107,15 @@ def test_every_command_of_a_page_is_accepted_and_the_cheap_ones_run(
     page, desk, monkeypatch, capsys, packed
 ):
     monkeypatch.chdir(desk)
-    for made in ("packed", "packed-apart", "tiny-imagenet"):
-        shutil.rmtree(desk / made, ignore_errors=True)
-    if "prepare" not in (ROOT / page).read_text():
+    shutil.rmtree(desk / "packed", ignore_errors=True)
+    if "rn50 prepare my-images packed" not in commands(page):
         shutil.copytree(packed, desk / "packed")
     seen = 0
+    forms = set()
     for command in commands(page):
         if command.startswith(ELSEWHERE):
             continue
-        words = shlex.split(command.removeprefix("uv run "))
-        if words[0] == "torchrun":
-            assert words[1:3] == ["--nproc-per-node", "8"]
-            words = ["rn50", *words[words.index("rn50") + 1 :]]
-        assert words.pop(0) == "rn50", command
+        words = words_of(command)
         if words[0] == "eval":
             continue  # tests/test_cli.py runs it on a trained run
         if words[0] == "download" and len(words) > 1:
@@ -80,6 +128,11 @@ def test_every_command_of_a_page_is_accepted_and_the_cheap_ones_run(
             config.write_text(capsys.readouterr().out)
         if words[0] == "train" and "--dry-run" not in words:
             words.append("--dry-run")
+        if words[0] == "prepare":  # each section begins with nothing
+            shutil.rmtree(desk / words[2], ignore_errors=True)
         assert run(words) == 0, f"{command}\n{capsys.readouterr().err}"
+        if words[0] == "prepare":
+            forms.add(json.loads((desk / words[2] / MANIFEST).read_text())["source"]["kind"])
         seen += 1
     assert seen or page != "README.md"
+    assert page != "docs/guide/data.md" or forms == FORMS
