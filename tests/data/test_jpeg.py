@@ -57,6 +57,13 @@ def test_what_would_not_have_fewer_bytes_is_kept_byte_for_byte(size):
     assert not made.resized
 
 
+@pytest.mark.parametrize("chosen", [None, Encoding(resize_short=900, quality=98, subsampling="444")])
+def test_noise_that_takes_more_bytes_than_pillow_reserves_is_encoded(chosen):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "PNG")
+    assert opened(to_jpeg(data, chosen).data).size == (400, 400)
+
+
 def test_what_has_few_pixels_and_many_bytes_is_encoded_anew():
     data = encoded(smooth(100, 32), quality=100, subsampling=0)
     made = to_jpeg(data, HALF)

@@ -122,7 +122,11 @@ def _encoded(pixels: Image.Image, **options: Any) -> bytes:
     """Return a bare JPEG with Huffman tables of its own: smaller, hence faster to decode."""
     pixels.info.clear()  # Pillow would copy the comment and more from the original
     file = io.BytesIO()
-    pixels.save(file, "JPEG", optimize=True, **options)
+    try:
+        pixels.save(file, "JPEG", optimize=True, **options)
+    except OSError:  # Pillow reserves a byte or two for each pixel, and noise may take more
+        file = io.BytesIO()
+        pixels.save(file, "JPEG", **options)
     return file.getvalue()
 
 
