@@ -160,6 +160,7 @@ def prepare(  # noqa: PLR0913 (each is an option)
     subsampling: Literal["420", "444"] | None = None,
     classes: str = "",
     per_class: int = 0,
+    in_place: bool = False,
     skip_bad: bool = False,
     workers: int = 0,
 ) -> None:
@@ -181,19 +182,25 @@ def prepare(  # noqa: PLR0913 (each is an option)
         subsampling: Colour resolution of the JPEGs made so; by default 420.
         classes: Pack these only: ids separated by commas, or @FILE with one a line.
         per_class: Pack the first so many images of each class and split, in the source's order.
-        skip_bad: Leave out images that cannot be decoded and list them in the manifest.
+        in_place: Copy no image: make an index of WebDataset tars, and links to where they lie,
+            where they must stay.
+        skip_bad: Leave out images that cannot be decoded (or used in place) and list them in the
+            manifest.
         workers: Threads; 0: one per core.
     """
     from rn50.data import account
     from rn50.data.encoding import encoding
+    from rn50.data.in_place import open_tars
     from rn50.data.pack import Options, pack
     from rn50.data.sources.detect import open_source
     from rn50.data.subset import subset
 
-    options = Options(encoding=encoding(resize_short, quality, subsampling), workers=workers)
+    stored = encoding(resize_short, quality, subsampling)
+    options = Options(encoding=stored, in_place=in_place, workers=workers)
 
-    with _progress("packing") as report:
-        opened = open_source(source, val_source=val_source or None, layout=form)
+    with _progress("indexing" if in_place else "packing") as report:
+        opener = open_tars if in_place else open_source
+        opened = opener(source, val_source=val_source or None, layout=form)
         chosen = subset(opened, classes, per_class)
         manifest = pack(chosen, dest, skip_bad=skip_bad, options=options, report=report, say=_say)
     splits = ", ".join(f"{s['images']:,} {name}" for name, s in manifest["splits"].items())

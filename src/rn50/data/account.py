@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rn50.data.encoding import Encoding, fidelity
+from rn50.data.shards import FOREIGN
 
 _PLACES = {"train": "training", "val": "validation"}
 
@@ -15,6 +16,9 @@ def lines(manifest: Mapping[str, Any]) -> list[str]:
         for verb, part in (("left out", "skipped"), ("converted", "converted"))
         for reason, entry in manifest[part].items()
     ]
+    if manifest.get(FOREIGN):
+        tars = sum(len(split["shards"]) for split in manifest["splits"].values())
+        told.append(f"used in place: the images of {tars:,} tars, which must stay where they are")
     told += _chosen(manifest["chosen"])
     told += _stored(manifest["stored"], manifest["splits"])
     told += _duplicates(manifest["duplicates"])

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from rn50 import durable
 from rn50.data.conversion import CHUNK, Outcome, converted
 from rn50.data.duplicates import duplicates
 from rn50.data.encoding import Encoding, described
+from rn50.data.in_place import InPlacePacking
 from rn50.data.journal import Identity, Tally, Workplace, workplace
 from rn50.data.jpeg import NotAnImageError, warnings_ignored
 from rn50.data.shard_writer import SHARD_BYTES
-from rn50.data.shards import FORMAT, MANIFEST, fingerprint, image_digest
+from rn50.data.shards import FOREIGN, FORMAT, MANIFEST, fingerprint, image_digest
 from rn50.data.sources.base import (
     SPLITS,
     BadImageError,
@@ -54,6 +56,8 @@ class Options:
 
     encoding: Encoding | None = None
     """None: the original bytes."""
+    in_place: bool = False
+    """Refer to the source's plain tars instead of storing anything; see ``in_place``."""
     workers: int = 0
     """Threads, each with a process of its own where images are resized; 0: one per core. The
     bytes that are written do not depend on it."""
@@ -63,6 +67,11 @@ class Options:
             raise UsageError(
                 f"--workers is {self.workers}; it must be at least 1, or 0 for one per core; "
                 "leave it out to use every core"
+            )
+        if self.in_place and self.encoding is not None:
+            raise UsageError(
+                "--in-place uses the images as they lie, and --resize-short stores others; one of "
+                "them can be had; leave the other out"
             )
 
 
@@ -86,7 +95,8 @@ def pack(
     Args:
         source: What ``open_source`` returns.
         dest: A folder that does not exist yet, or is empty.
-        skip_bad: Leave out images that do not decode and list them in the manifest.
+        skip_bad: Leave out images that do not decode, or cannot be used in place as is asked for,
+            and list them in the manifest.
         shard_bytes: Upper bound of a shard's size, but for an image that exceeds it alone.
         options: How images are stored.
         report: Called now and then with the numbers of images done and in all.
@@ -107,14 +117,21 @@ def pack(
         _check_destination(dest, source)
     with durable.explained(dest), workplace(dest) as place, warnings_ignored():
         _check_destination(dest, source)  # another process may have finished it meanwhile
-        packing = _Packing(source, place, skip_bad, shard_bytes)
+        opened = (
+            partial(InPlacePacking, place, skip_bad=skip_bad)
+            if options.in_place
+            else partial(SplitPacking, place, shard_bytes=shard_bytes)
+        )
+        packing = _Packing(source, place, skip_bad, opened)
         try:
-            if differing := place.begin(_identity(source, options.encoding, shard_bytes)):
+            if differing := place.begin(_identity(source, options, shard_bytes)):
                 say(
                     f"{place.folder} holds shards of an interrupted run with another "
                     f"{' and '.join(differing)}; starting over"
                 )
             manifest = packing.run(options, report, say)
+            if options.in_place:
+                manifest[FOREIGN] = True
             durable.write_json(place.data / MANIFEST, manifest)
             place.publish(dest)
         except BaseException as error:
@@ -131,13 +148,19 @@ def pack(
 class _Packing:
     """The packing of both splits, and what was not taken as it came."""
 
-    def __init__(self, source: Source, place: Workplace, skip_bad: bool, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        place: Workplace,
+        skip_bad: bool,
+        opened: Callable[[str], SplitPacking],
+    ) -> None:
         classes = source.classes
         assert list(classes) == sorted(classes), "a label is the rank of the class's id"
         self._source = source
         self._place = place
         self._skip_bad = skip_bad
-        self._shard_bytes = shard_bytes
+        self._opened = opened
         self._label = {class_.id: label for label, class_ in enumerate(classes)}
         self._splits: dict[str, SplitPacking] = {}
 
@@ -167,9 +190,7 @@ class _Packing:
             packing.abort()
 
     def _open(self) -> None:
-        self._splits = {
-            split: SplitPacking(self._place, split, self._shard_bytes) for split in SPLITS
-        }
+        self._splits = {split: self._opened(split) for split in SPLITS}
 
     def _start_over(self) -> None:
         self.abort()
@@ -292,7 +313,7 @@ def key(class_id: str, path: str) -> str:
     return "/".join(re.sub(r"[^\w-]", "_", unicodedata.normalize("NFC", part)) for part in parts)
 
 
-def _identity(source: Source, encoding: Encoding | None, shard_bytes: int) -> Identity:
+def _identity(source: Source, options: Options, shard_bytes: int) -> Identity:
     """Return what must be the same for finished shards to be of use."""
     origin = _origin(source)
     place: list[Any] = [source.kind, str(origin.absolute()) if origin else None]
@@ -304,7 +325,7 @@ def _identity(source: Source, encoding: Encoding | None, shard_bytes: int) -> Id
         "source": place,
         "set of classes": hashlib.blake2b(json.dumps(classes).encode()).hexdigest(),
         "number of images per class": source.chosen if isinstance(source, Subset) else None,
-        "way of storing": described(encoding),
+        "way of storing": [described(options.encoding), options.in_place],
         "size of shards": shard_bytes,
         "version": [rn50.__version__, PIL.__version__],
     }

@@ -91,12 +91,23 @@ class ShardWriter:
         if self._file is None or self._offset + total + len(END) > self._shard_bytes:
             self._next_shard()
         digest = image_digest(jpeg) if digest is None else digest
-        start = self._offset + len(head)
-        row = (len(self._shards), start, len(jpeg), label, *size, digest)
-        self._rows += np.array(row, RECORD).tobytes()
-        self._append_key(key.encode())
+        self._append((self._offset + len(head), len(jpeg), label, *size, digest), key)
         for piece in (head, jpeg, tail):
             self._write(piece)
+
+    def refer(
+        self, key: str, place: tuple[int, int], label: int, size: tuple[int, int], digest: int
+    ) -> None:
+        """Note an image that lies at (byte, length) ``place`` of what ``include`` will name next.
+
+        Not for a writer that writes shards of its own.
+        """
+        self._append((*place, label, *size, digest), self._unique(key))
+
+    def include(self, entry: dict[str, Any]) -> None:
+        """Take a file of the folder as the shard of the images that were referred to since."""
+        assert self._file is None
+        self._shards.append(entry)
 
     def close(self) -> tuple[dict[str, Any], Records]:
         """Finish the last shard and write index and keys.
@@ -156,6 +167,10 @@ class ShardWriter:
     def _key(self, i: int) -> bytes:
         start = self._key_ends[i - 1] if i > 0 else 0
         return bytes(self._keys[start : self._key_ends[i]])
+
+    def _append(self, row: tuple[int, ...], key: str) -> None:
+        self._rows += np.array((len(self._shards), *row), RECORD).tobytes()
+        self._append_key(key.encode())
 
     def _append_key(self, key: bytes) -> None:
         self._keys += key

@@ -26,6 +26,8 @@ from rn50.errors import DataError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FOREIGN = "foreign_tars"
+"""True in the manifest of data whose shards others wrote: all but the images may be anything."""
 END = bytes(2 * tarfile.BLOCKSIZE)
 """What ends a tar file."""
 RECORD = np.dtype(
@@ -275,16 +277,26 @@ def files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def target(path: Path) -> str:
+    """Return what a message has after a file's name: where it lies, if that is elsewhere."""
+    return f" ({path.readlink()})" if path.is_symlink() else ""
+
+
 def check_size(folder: Path, part: dict[str, Any]) -> None:
     """Raise ``DataError`` unless the file of a manifest's entry exists and has its size."""
     path = folder / part["file"]
+    if path.is_symlink() and not path.is_file():
+        raise DataError(
+            f"{path} refers to {path.readlink()}, which is missing; data prepared with --in-place "
+            "needs its tars where they lay; put them back or prepare the data again"
+        )
     if not path.is_file():
         raise DataError(
             f"{path} is missing; {MANIFEST} lists it; copy the folder again or prepare it again"
         )
     if (size := path.stat().st_size) != part["bytes"]:
         raise DataError(
-            f"{path} has {size} bytes; it must have {part['bytes']}; "
+            f"{path}{target(path)} has {size} bytes; it must have {part['bytes']}; "
             "copy it again or prepare the data again"
         )
 

@@ -37,6 +37,15 @@ class ClassName:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an image's bytes lie as they are: a stretch of a file."""
+
+    file: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceImage:
     """One labelled image of a source, not yet read."""
 
@@ -46,6 +55,8 @@ class SourceImage:
     """Where it lies in the source, with ``/`` between folders; for messages and for its key."""
     read: Callable[[], bytes]
     """Return the file's bytes, from any thread and at any time; or raise ``BadImageError``."""
+    place: Place | None = None
+    """For an image that can be used where it lies, uncompressed in a tar."""
 
 
 @dataclass(slots=True)

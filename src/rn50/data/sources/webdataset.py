@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rn50.data.sources import published, splits
-from rn50.data.sources.base import Skipped, SourceImage, Split
+from rn50.data.sources.base import Place, Skipped, SourceImage, Split
 from rn50.data.sources.container import LINK, SPECIAL, UNSAFE, limited, printable, safe_path
 from rn50.data.sources.stored import StoredImages
-from rn50.data.sources.tars import Walk, damage_told, damaged
+from rn50.data.sources.tars import Walk, damage_told, damaged, ends_whole
 from rn50.data.sources.wnids import class_names, imagenet_wnids
 from rn50.errors import DataError
 
@@ -29,6 +29,8 @@ INFO = "_info.json"
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _NO_LABEL = "an image without a label"
 _MAX_LABEL_BYTES = 1 << 20
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""How files of gzip, bzip2, xz and zstandard begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def index(path: Path, skipped: Skipped | None = None) -> Iterator[Entry]:
     Raises:
         DataError: The tar is cut off, damaged or compressed.
     """
+    _refuse_compressed(path)
     published.refuse_cut_off(path)
     left_out = Skipped() if skipped is None else skipped
     sample = _Sample("")
@@ -141,6 +144,7 @@ class Shard:
                 self.class_of[entry.label],
                 f"{self._shown}/{entry.key}.{entry.suffix}",
                 partial(_read, self.path, entry.offset, entry.size),
+                Place(self.path, entry.offset, entry.size),
             )
 
     def check(self) -> list[str]:
@@ -280,6 +284,16 @@ def _is_shard(path: Path) -> bool:
     except (tarfile.TarError, EOFError, OSError):
         return path.is_file() and splits.split_of(path.name) is not None
     return any(_split_name(name)[1] in ("cls", "json") for name in names)
+
+
+def _refuse_compressed(path: Path) -> None:
+    with damage_told(path), path.open("rb") as file:
+        # A tar may begin so too, with a name; then it ends as a tar does.
+        if file.read(6).startswith(_COMPRESSED) and not ends_whole(path):
+            raise DataError(
+                f"source {path} is compressed; the shards of a WebDataset must be plain tars, so "
+                "that each image can be read by its place; decompress them"
+            )
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:

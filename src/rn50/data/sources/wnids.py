@@ -10,7 +10,6 @@ from functools import cache
 from importlib import resources
 
 from rn50.data.sources.base import ClassName
-from rn50.errors import DataError
 
 WNID = re.compile(r"n\d{8}")
 
@@ -25,22 +24,6 @@ def imagenet_wnids() -> tuple[str, ...]:
 @cache
 def _index() -> Mapping[str, int]:
     return {wnid: index for index, wnid in enumerate(imagenet_wnids())}
-
-
-def imagenet_indices(class_ids: Iterable[str]) -> list[int]:
-    """Return for each class its index among the outputs of a model of the 1,000 classes.
-
-    Raises:
-        DataError: A class is none of the 1,000.
-    """
-    ids = list(class_ids)
-    if foreign := [id_ for id_ in ids if id_ not in _index()]:
-        raise DataError(
-            f"class {foreign[0]!r}{_more(foreign)} is none of the 1,000 of ILSVRC2012; a model of "
-            "those can be scored on their WordNet ids alone, such as n01440764; use data of these "
-            "classes, or a model trained on this data set"
-        )
-    return [_index()[id_] for id_ in ids]
 
 
 def class_names(
@@ -65,7 +48,3 @@ def class_names(
         ClassName(id_, known.get(id_) or (words[index[id_]] if id_ in index else id_))
         for id_ in ordered
     )
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
