@@ -1,0 +1,98 @@
+"""Shear, translation and rotation of batches of uint8 images: one affine map for each image.
+
+The maps are torchvision's (``transforms/v2/functional/_geometry.py``) with the centres that its
+automatic augmentations use: the corner for shear, the middle for rotation. They are computed on the
+host in double precision. Sampling at the nearest pixel picks the same pixels as torchvision but
+where a source lies within rounding of the border between two. Linear sampling is Pillow's
+``Image.transform(..., BILINEAR)``, to one level.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int8, Int32, UInt8
+from torch import Tensor
+
+from rn50.augment.ops import Op
+
+Images = UInt8[Tensor, "batch 3 height width"]
+
+
+def matrices(
+    ops: Int8[np.ndarray, " batch"],
+    magnitudes: Float32[np.ndarray, " batch"],
+    height: int,
+    width: int,
+) -> Float64[np.ndarray, "batch 6"]:
+    """Return the map from each pixel of the result to its source, as a row (a b c, d e f).
+
+    A pixel at column x and row y is taken from column ``a x + b y + c`` and row ``d x + e y + f``,
+    where pixel centres are whole numbers.
+
+    Args:
+        ops: Geometric operations only.
+        magnitudes: Shear as a factor, translation in pixels, rotation in degrees (anticlockwise).
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
+    """
+    m = magnitudes.astype(np.float64)
+    shear_x, shear_y = (np.where(ops == op, m, 0) for op in (Op.SHEAR_X, Op.SHEAR_Y))
+    shift_x, shift_y = (np.where(ops == op, m, 0) for op in (Op.TRANSLATE_X, Op.TRANSLATE_Y))
+    angle = np.radians(np.where(ops == Op.ROTATE, m, 0))
+    cos, sin = np.cos(angle), np.sin(angle)
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    column = [cos, shear_x - sin, middle_x - cos * middle_x + sin * middle_y]
+    row = [shear_y + sin, cos, middle_y - sin * middle_x - cos * middle_y]
+    column[2] = column[2] + shear_x / 2 - shift_x
+    row[2] = row[2] + shear_y / 2 - shift_y
+    return np.stack(column + row, axis=1)
+
+
+def affine(
+    images: Images,
+    maps: Float[Tensor, "batch 6"],
+    *,
+    linear: bool = False,
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Images:
+    """Return the images as ``maps`` say; what comes from outside becomes ``fill``."""
+    count, _, height, width = images.shape
+    columns = torch.arange(width, dtype=torch.float32, device=images.device)
+    rows = torch.arange(height, dtype=torch.float32, device=images.device)[:, None]
+    a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
+    x = a * columns + (b * rows + c)
+    y = d * columns + (e * rows + f)
+    column, row = x.round().to(torch.int32), y.round().to(torch.int32)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)
+    first = height * width * torch.arange(count, dtype=torch.int32, device=images.device)
+    start = first[:, None, None]
+    if linear:
+        taken = _linear(pixels, x, y, start, height, width)
+    else:
+        places = (start + row * width + column).where(inside, 0)
+        taken = pixels.index_select(0, places.flatten())
+    outside = torch.tensor(fill, dtype=torch.uint8).to(images.device, non_blocking=True)
+    taken = torch.where(inside.flatten()[:, None], taken, outside)
+    return taken.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _linear(
+    pixels: UInt8[Tensor, "pixels 3"],
+    x: Float[Tensor, "batch height width"],
+    y: Float[Tensor, "batch height width"],
+    start: Int32[Tensor, "batch 1 1"],
+    height: int,
+    width: int,
+) -> UInt8[Tensor, "pixels 3"]:
+    """Mix the four pixels around each source, those beyond the edge being the edge's."""
+    left, top = x.floor(), y.floor()
+    result = torch.zeros(pixels.shape, dtype=torch.float32, device=pixels.device)
+    for right in (0, 1):
+        for down in (0, 1):
+            column = (left + right).clamp_(0, width - 1).to(torch.int32)
+            row = (top + down).clamp_(0, height - 1).to(torch.int32)
+            across = x - left if right else 1 - (x - left)
+            along = y - top if down else 1 - (y - top)
+            corner = pixels.index_select(0, (start + row * width + column).flatten())
+            result.addcmul_(corner, (across * along).view(-1, 1))
+    return result.round_().clamp_(0, 255).to(torch.uint8)
