@@ -7,55 +7,29 @@ Nothing is derived into a setting: the number of steps or the micro-batch per pr
 where they are used.
 """
 
-import difflib
-import functools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar
 
-import pydantic
 import tyro
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from rn50.errors import UsageError
+from rn50.optimisation import Loss as Loss
+from rn50.optimisation import Optim as Optim
+from rn50.optimisation import Schedule as Schedule
+from rn50.section import Count, Fraction, NotNegative, Positive, explain, section
 
 _Section = TypeVar("_Section")
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def _section(cls: type[_Section]) -> type[_Section]:
-    """Make a frozen pydantic dataclass whose refusals are one-line usage errors."""
-    made: Any = pydantic.dataclasses.dataclass(
-        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False)
-    )(cls)
-    checked = made.__init__
-    prefix = "" if cls.__name__ == "Run" else f"{cls.__name__.lower()}."
-
-    @functools.wraps(checked)
-    def init(self: Any, **values: Any) -> None:
-        try:
-            checked(self, **values)
-        except ValidationError as error:
-            raise UsageError(explain(error, prefix)) from None
-
-    made.__init__ = init
-    section: type[_Section] = made
-    return section
-
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-@_section
+@section
 class Model:
     """Which network is trained."""
 
@@ -73,7 +47,7 @@ class Model:
     """Start the last BatchNorm of each block at 0, so that blocks begin as the identity."""
 
 
-@_section
+@section
 class Images:
     """How images are batched, cropped and normalised."""
 
@@ -81,6 +55,9 @@ class Images:
     """Images per update, over all processes and accumulation steps."""
     train_px: Annotated[int, Field(ge=8), tyro.conf.arg(aliases=["--train-px"])] = 224
     """Side of the square training crop after resizing, in pixels."""
+    sizes: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=8)]], ...] = ()
+    """Progressive resizing: (epoch, side of the training crop from there on), ascending in the
+    epoch, with at most five sides in all; ``train_px`` holds before the first."""
     test_px: Annotated[int, Field(ge=8)] = 224
     """Side of the central evaluation crop, in pixels."""
     test_resize_px: Annotated[int, Field(ge=8)] = 256
@@ -107,54 +84,24 @@ class Images:
                 f"test_resize_px is {self.test_resize_px}; it must be at least test_px "
                 f"({self.test_px}), or the crop would reach beyond the image"
             )
+        epochs = [epoch for epoch, _ in self.sizes]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"sizes begin at the epochs {epochs}; these must ascend")
+        sides = {self.px_at(epoch) for epoch in (0, *epochs)}
+        if len(sides) > 5:
+            raise ValueError(
+                f"sizes has {len(sides)} different sides; at most five keep memory and compiled "
+                "code in bounds: merge neighbours"
+            )
         return self
 
-
-@_section
-class Optim:
-    """Stochastic gradient descent with momentum."""
-
-    peak_lr: Annotated[Positive, tyro.conf.arg(aliases=["--lr"])]
-    """Learning rate after warm-up, for the whole global batch (not per 256 images)."""
-    momentum: Annotated[float, Field(ge=0, lt=1), tyro.conf.arg(aliases=["--momentum"])] = 0.9
-    """Share of the last step that is kept."""
-    nesterov: bool = True
-    """Look ahead along the momentum (Nesterov) instead of plain momentum."""
-    weight_decay: Annotated[NotNegative, tyro.conf.arg(aliases=["--weight-decay", "--wd"])] = 5e-5
-    """Coupled L2 decay of convolution and linear weights; never of BatchNorm or biases."""
-    clip_grad_norm: Annotated[NotNegative, tyro.conf.arg(aliases=["--clip-grad-norm"])] = 0.0
-    """Largest norm of the whole gradient, after unscaling; 0 turns clipping off."""
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> "Optim":
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0; set --optim.no-nesterov")
-        return self
+    def px_at(self, epoch: int) -> int:
+        """Return the side of the training crop in an epoch, counted from 0."""
+        begun = [px for start, px in self.sizes if start <= epoch]
+        return begun[-1] if begun else self.train_px
 
 
-@_section
-class Schedule:
-    """Linear warm-up, then half a cosine, both as functions of the step."""
-
-    warmup_epochs: Annotated[NotNegative, tyro.conf.arg(aliases=["--warmup-epochs"])] = 5.0
-    """Epochs of linear rise to the peak; the cosine fills the rest of the run."""
-    warmup_start: Fraction = 0.01
-    """Learning rate of the first step, as a share of the peak."""
-    final: Fraction = 0.0
-    """Learning rate after the last step, as a share of the peak."""
-
-
-@_section
-class Loss:
-    """Softmax cross-entropy."""
-
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1), tyro.conf.arg(aliases=["--label-smoothing"])
-    ] = 0.1
-    """Share of the target spread evenly over all classes."""
-
-
-@_section
+@section
 class Average:
     """Exponential moving average (EMA) of the model, kept as a second model."""
 
@@ -165,7 +112,7 @@ class Average:
     """Steps between two updates of the average; the horizon does not depend on it."""
 
 
-@_section
+@section
 class Hardware:
     """How the run is computed. Nothing here changes what is computed, but rounding."""
 
@@ -190,7 +137,7 @@ class Hardware:
     """Let fp32 matrix products and convolutions on CUDA use TensorFloat-32."""
 
 
-@_section
+@section
 class Storage:
     """Where data is read and results are written."""
 
@@ -209,7 +156,7 @@ class Storage:
     """How many of the newest checkpoints are kept."""
 
 
-@_section
+@section
 class Log:
     """What is reported, and how often."""
 
@@ -221,7 +168,7 @@ class Log:
     """Also write TensorBoard event files (needs the extra `rn50[track]`)."""
 
 
-@_section
+@section
 class Run:
     """One training run, completely."""
 
@@ -242,12 +189,52 @@ class Run:
     log: Log = Log()
 
     @model_validator(mode="after")
-    def _warmup_ends_in_time(self) -> "Run":
-        if self.schedule.warmup_epochs >= self.epochs:
+    def _phases_end_in_time(self) -> "Run":
+        schedule, epochs = self.schedule, self.epochs
+        if schedule.warmup_epochs >= epochs:
             raise ValueError(
-                f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, but the run has only "
-                f"{self.epochs} epochs; warm-up must end before the run: give --warmup-epochs too"
+                f"schedule.warmup_epochs is {schedule.warmup_epochs:g}, but the run has only "
+                f"{epochs} epochs; warm-up must end before the run: give --warmup-epochs too"
             )
+        if schedule.warmup_epochs + schedule.tail_epochs >= epochs:
+            raise ValueError(
+                f"schedule.tail_epochs is {schedule.tail_epochs:g}, but only "
+                f"{epochs - schedule.warmup_epochs:g} of the run's {epochs} epochs come after "
+                "warm-up; the tail must be shorter than they are"
+            )
+        for setting, length in (
+            ("tail_anneal_epochs", schedule.tail_anneal_epochs),
+            ("tail_cycle_epochs", schedule.tail_cycle_epochs),
+        ):
+            if length > schedule.tail_epochs:
+                raise ValueError(
+                    f"schedule.{setting} is {length:g}, which is longer than the tail "
+                    f"({schedule.tail_epochs:g} epochs); give a longer --schedule.tail-epochs"
+                )
+        if schedule.milestones and schedule.milestones[-1] >= epochs - schedule.tail_epochs:
+            raise ValueError(
+                f"schedule.milestones has {schedule.milestones[-1]:g}, but the schedule ends after "
+                f"{epochs - schedule.tail_epochs:g} epochs; every milestone must come before"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Run":
+        stride = 32 if self.model.stem == "imagenet" else 8
+        for epoch, px in self.images.sizes:
+            if epoch >= self.epochs:
+                raise ValueError(
+                    f"images.sizes has {px} px from epoch {epoch} on, but the run's epochs are 0 "
+                    f"to {self.epochs - 1}; give earlier epochs, or more --epochs"
+                )
+            # A side between two multiples ends in a map as large as the next multiple's, and sees
+            # less. The size that training is for is the user's choice (176 px, say).
+            if px % stride and px != self.images.train_px:
+                raise ValueError(
+                    f"images.sizes has {px} px; a size on the way to train_px must be divisible by "
+                    f"{stride}, by which the network divides it: {px - px % stride} or "
+                    f"{px - px % stride + stride}"
+                )
         return self
 
 
@@ -270,10 +257,10 @@ def from_dict(values: Mapping[str, Any]) -> Run:
     return from_plain(Run, values)
 
 
-def from_plain(section: type[_Section], values: Mapping[str, Any]) -> _Section:
+def from_plain(kind: type[_Section], values: Mapping[str, Any]) -> _Section:
     """Build one section from plain JSON values, as ``from_dict`` does a whole run."""
     try:
-        return TypeAdapter(section).validate_python(dict(values))
+        return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise UsageError(explain(error)) from error
 
@@ -295,36 +282,6 @@ def mathematics(run: Run) -> dict[str, Any]:
     """Return the settings that decide what is trained, flat: ``{"optim.peak_lr": 0.5, …}``."""
     values = to_dict(run)
     return dict(_flat({name: values[name] for name in MATHEMATICS}))
-
-
-def explain(error: ValidationError, prefix: str = "") -> str:
-    """Return a validation error as one line: name, value, what is allowed, what was meant."""
-    return "; ".join(_explain_one(dict(item), prefix) for item in error.errors())
-
-
-def _explain_one(item: dict[str, Any], prefix: str) -> str:
-    name = prefix + ".".join(str(part) for part in item["loc"])
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        close = difflib.get_close_matches(name, _names(Run), n=1, cutoff=0.5)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"there is no setting '{name}'{hint}"
-    if item["type"] in ("missing", "missing_argument"):
-        return f"the setting '{name}' is missing; add it"
-    if item["type"] == "value_error":
-        return f"{name.removesuffix('.')}: {message}" if name else message
-    return f"{name} is {item.get('input')!r}: {message[0].lower()}{message[1:]}"
-
-
-def _names(section: Any, prefix: str = "") -> list[str]:
-    names = []
-    for item in fields(section):
-        kind = item.type
-        if is_dataclass(kind):
-            names += _names(kind, f"{prefix}{item.name}.")
-        else:
-            names.append(prefix + item.name)
-    return names
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

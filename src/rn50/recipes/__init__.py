@@ -36,5 +36,5 @@ def summary(name: str) -> str:
 
 
 def equivalent_epochs(run: Run) -> float:
-    """Return epochs times (training side / 224) squared: the cost of a run in 224 px epochs."""
-    return run.epochs * (run.images.train_px / 224) ** 2
+    """Return the cost of a run in 224 px epochs: the sum of (training side / 224) squared."""
+    return sum(run.images.px_at(epoch) ** 2 for epoch in range(run.epochs)) / 224**2

@@ -1,28 +1,41 @@
-"""The optimizer, with weight decay on convolution and linear weights alone."""
+"""Which optimizer moves the weights, over which groups, and how its tensors are saved."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rn50.config import Optim
+from rn50.train.layerwise import LAMB, LARS, SGDW
+
+_KEPT = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+"""Per-parameter tensors that an optimizer carries. Step counts are not: the step tells them."""
 
 
-def build(model: nn.Module, optim: Optim) -> torch.optim.SGD:
-    """Return SGD over two groups: decayed weights, and everything else.
+def build(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """Return the optimizer over groups of parameters: those that decay, and the others.
 
-    The groups go by module type. Going by name, as ``"bn" in name`` does, misses the BatchNorm of
-    every shortcut (``downsample.1``) and the bias of the classifier. Decay is coupled: it is part
-    of the gradient, and so scaled by the learning rate and the momentum.
+    SGD and AdamW are torch's; LARS, LAMB and SGDW are in ``layerwise``. The groups go by module
+    type. Going by name, as ``"bn" in name`` does, misses the BatchNorm of every shortcut
+    (``downsample.1``) and the bias of the classifier. LARS and LAMB adapt to a layer's length only
+    for the weights of convolutions and linear layers; for the others the trust ratio is 1.
     """
-    decayed, others = split_parameters(model)
-    groups = [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(
-        groups, lr=optim.peak_lr, momentum=optim.momentum, nesterov=optim.nesterov
-    )
+    groups = _groups(model, optim)
+    if optim.name in ("lamb", "adamw"):
+        kind: Any = {"lamb": LAMB, "adamw": torch.optim.AdamW}[optim.name]
+        return kind(groups, lr=optim.peak_lr, betas=optim.betas, eps=optim.eps)
+    settings: dict[str, Any] = {
+        "lr": optim.peak_lr,
+        "momentum": optim.momentum,
+        "nesterov": optim.nesterov,
+    }
+    if optim.name == "lars":
+        return LARS(groups, **settings, trust_coefficient=optim.trust_coefficient)
+    if optim.name == "sgdw":
+        return SGDW(groups, **settings, peak_lr=optim.peak_lr)
+    return torch.optim.SGD(groups, **settings)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -36,30 +49,99 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return decayed, [p for p in model.parameters() if id(p) not in chosen]
 
 
-def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, torch.Tensor]:
-    """Return the optimizer's buffers by parameter name; empty before the first step."""
+def turn(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float | None, step: int) -> None:
+    """Set an optimizer to what the schedule says of update number ``step``, counted from 0.
+
+    Adam's and LAMB's corrections for the youth of their averages go by the run's step, so that no
+    counter has to be carried.
+
+    Args:
+        optimizer: What ``build`` returned.
+        lr: Learning rate.
+        momentum: Momentum, or first beta; None leaves it.
+        step: Updates done before this one.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "step" in group:
+            group["step"] = step
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
+    if isinstance(optimizer, torch.optim.AdamW):
+        for state in optimizer.state.values():
+            state["step"].fill_(step)
+
+
+def momentum_buffers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors by parameter name; empty before the first step.
+
+    A momentum bears its parameter's name alone, other tensors have theirs before it, as in
+    ``exp_avg_sq:fc.weight``.
+    """
     buffers = {}
     for name, parameter in model.named_parameters():
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            buffers[name] = buffer
+        state = optimizer.state.get(parameter, {})
+        for kind in _KEPT:
+            if state.get(kind) is not None:
+                buffers[_key(kind, name)] = state[kind]
     return buffers
 
 
 def load_momentum_buffers(
-    model: nn.Module, optimizer: torch.optim.SGD, buffers: dict[str, torch.Tensor]
+    model: nn.Module, optimizer: torch.optim.Optimizer, buffers: dict[str, Tensor]
 ) -> None:
     """Put back what ``momentum_buffers`` returned, for every parameter or for none.
 
     Raises:
-        ValueError: The names do not match the model's parameters.
+        ValueError: The names do not match the model's parameters or the optimizer's kind.
     """
     parameters = dict(model.named_parameters())
-    if buffers and buffers.keys() != parameters.keys():
-        differing = sorted(buffers.keys() ^ parameters.keys())
+    kinds = _kinds(optimizer)
+    places = {_key(kind, name): (kind, name) for kind in kinds for name in parameters}
+    if buffers and buffers.keys() != places.keys():
+        differing = sorted(buffers.keys() ^ places.keys())
         raise ValueError(f"momentum of other parameters than the model's: {differing[:3]}")
-    for name, buffer in buffers.items():
+    for key, buffer in buffers.items():
+        kind, name = places[key]
         parameter = parameters[name]
         state: dict[str, Any] = optimizer.state[parameter]
         # The layout must be the parameter's: channels-last buffers step channels-last weights.
-        state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        state[kind] = torch.empty_like(parameter).copy_(buffer)
+        if isinstance(optimizer, torch.optim.AdamW):
+            state["step"] = torch.zeros(())  # ``turn`` sets it
+
+
+def _groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+    weights, others = split_parameters(model)
+    normalising = _ids(
+        p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()
+    )
+    biases = [p for p in others if id(p) not in normalising]
+    norms = [p for p in others if id(p) in normalising]
+    decay = optim.weight_decay
+    if optim.decayed == "all-but-norm":
+        parts = [(weights, decay, True), (biases, decay, False), (norms, 0.0, False)]
+    else:
+        parts = [(weights, decay, True), (others, decay if optim.decayed == "all" else 0.0, False)]
+    adapts = optim.name in ("lars", "lamb")
+    return [
+        {"params": params, "weight_decay": decay} | ({"adapts": layer} if adapts else {})
+        for params, decay, layer in parts
+        if params
+    ]
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    if "betas" in optimizer.param_groups[0]:
+        return _KEPT[1:]
+    return _KEPT[:1]
+
+
+def _key(kind: str, name: str) -> str:
+    return name if kind == "momentum_buffer" else f"{kind}:{name}"
+
+
+def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
+    return {id(parameter) for parameter in parameters}

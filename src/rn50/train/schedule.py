@@ -1,4 +1,4 @@
-"""The learning rate and the average's decay as closed forms of the step.
+"""The learning rate, the momentum and the average's decay as closed forms of the step.
 
 Nothing here has state: step 1234 has one learning rate, whether the run came there in one go, after
 ten resumptions, or is only being plotted.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rn50.config import Run, Schedule
 from rn50.model import average
+from rn50.train import sam
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,10 @@ class Knobs:
     lr: float
     average_keep: float | None
     """Share of the average that survives this step; None: the average is not updated."""
+    momentum: float | None = None
+    """Momentum or first beta; None: the optimizer's own."""
+    sam: bool = False
+    """Whether the gradient is taken at the ascended point (sharpness-aware minimisation)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,14 @@ class Timeline:
 
     def at(self, step: int) -> Knobs:
         """Return the settings of update number ``step``."""
-        warmup = round(self.run.schedule.warmup_epochs * self.steps_per_epoch)
-        share = lr_share(
-            step, warmup_steps=warmup, total_steps=self.total_steps, schedule=self.run.schedule
+        run = self.run
+        share = share_at(step, run.schedule, run.epochs, self.steps_per_epoch)
+        return Knobs(
+            lr=run.optim.peak_lr * share,
+            average_keep=self._average_keep(step),
+            momentum=momentum_at(step, self.total_steps, run.schedule),
+            sam=sam.is_due(step, run.optim),
         )
-        return Knobs(lr=self.run.optim.peak_lr * share, average_keep=self._average_keep(step))
 
     def ends_epoch(self, steps_done: int) -> bool:
         """Return whether a whole number of epochs is done after ``steps_done`` updates."""
@@ -52,15 +60,123 @@ class Timeline:
         return average.decay(step // settings.every_steps, horizon_updates=horizon)
 
 
-def lr_share(step: int, *, warmup_steps: int, total_steps: int, schedule: Schedule) -> float:
-    """Return the learning rate of ``step`` as a share of the peak.
+def share_at(step: int, schedule: Schedule, epochs: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of ``step`` as a share of the peak, tail included.
+
+    The body ends where the tail begins. The tail is that of stochastic weight averaging (Izmailov
+    et al., 2018, arXiv:1803.05407): constant, or cycles in each of which the rate falls in a line
+    from ``tail_lr`` to ``tail_low``, reached at the cycle's last step. An annealed tail begins at
+    the body's last rate and follows torch's ``SWALR`` (``anneal_strategy="cos"``). Tested against
+    ``SWALR`` and the paper's formula.
+    """
+    tail = round(schedule.tail_epochs * steps_per_epoch)
+    body = epochs * steps_per_epoch - tail
+    if step >= body and tail:
+        return _tail_share(
+            step - body,
+            _body_share(body - 1, body, schedule, steps_per_epoch),
+            schedule,
+            steps_per_epoch,
+        )
+    return _body_share(step, body, schedule, steps_per_epoch)
+
+
+def _body_share(step: int, total_steps: int, schedule: Schedule, steps_per_epoch: int) -> float:
+    if schedule.name == "onecycle":
+        return onecycle_share(step, total_steps, schedule)
+    return lr_share(
+        step,
+        warmup_steps=round(schedule.warmup_epochs * steps_per_epoch),
+        total_steps=total_steps,
+        schedule=schedule,
+        milestones=tuple(round(epoch * steps_per_epoch) for epoch in schedule.milestones),
+    )
+
+
+def _tail_share(step: int, before: float, schedule: Schedule, steps_per_epoch: int) -> float:
+    cycle = round(schedule.tail_cycle_epochs * steps_per_epoch)
+    if cycle > 1:
+        passed = step % cycle / (cycle - 1)
+        return (1 - passed) * schedule.tail_lr + passed * schedule.tail_low
+    anneal = round(schedule.tail_anneal_epochs * steps_per_epoch)
+    passed = min(1.0, step / anneal) if anneal else 1.0
+    return _cosine(before, schedule.tail_lr, passed)
+
+
+def lr_share(
+    step: int,
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    schedule: Schedule,
+    milestones: tuple[int, ...] = (),
+) -> float:
+    """Return the learning rate of ``step`` as a share of the peak, tails and OneCycle aside.
 
     Linear from ``schedule.warmup_start`` at step 0 to 1 at step ``warmup_steps`` (Goyal et al.,
-    2017, arXiv:1706.02677), then half a cosine to ``schedule.final`` at ``total_steps``, one step
-    after the last (Loshchilov and Hutter, 2016, arXiv:1608.03983). Equal to torch's ``LinearLR``
-    followed by ``CosineAnnealingLR``, both stepped once per update.
+    2017, arXiv:1706.02677), then the schedule's shape to ``total_steps``, one step after the last:
+
+    cosine: half a cosine to ``final`` (Loshchilov and Hutter, 2016, arXiv:1608.03983). Equal to
+    torch's ``LinearLR`` followed by ``CosineAnnealingLR``, both stepped once per update; with
+    ``warmup_inside``, to timm's ``CosineLRScheduler`` with ``warmup_prefix=False``.
+    polynomial: torch's ``PolynomialLR``. triangular: FFCV's line (``get_cyclic_lr``). step: torch's
+    ``MultiStepLR``, counted from step 0 also where there is a warm-up. Each is tested against what
+    it is equal to, at every step.
     """
     if step < warmup_steps:
         return schedule.warmup_start + (1 - schedule.warmup_start) * step / warmup_steps
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "step":
+        return schedule.gamma ** sum(step >= milestone for milestone in milestones)
+    begin = 0 if schedule.warmup_inside else warmup_steps
+    progress = (step - begin) / (total_steps - begin)
+    if schedule.name == "cosine":
+        return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
+    power = schedule.power if schedule.name == "polynomial" else 1.0
+    return schedule.final + (1 - schedule.final) * (1 - progress) ** power
+
+
+def onecycle_share(step: int, total_steps: int, schedule: Schedule) -> float:
+    """Return torch's ``OneCycleLR`` at ``step`` as a share of the peak, to the last digit.
+
+    Smith and Topin, 2017 (arXiv:1708.07120). The corners lie where torch puts them, one step before
+    each phase's share of the run is over. Tested at every step of whole runs with both shapes, two
+    phases and three.
+    """
+    first = 1 / schedule.start_div
+    rates = [first, 1.0, first / schedule.final_div]
+    if schedule.three_phase:
+        rates = [first, 1.0, first, first / schedule.final_div]
+    return _onecycle(step, total_steps, schedule, rates)
+
+
+def momentum_at(step: int, total_steps: int, schedule: Schedule) -> float | None:
+    """Return the momentum that OneCycle asks for: low at the peak, high at both ends, as torch's.
+
+    None where the schedule leaves it as the optimizer has it.
+    """
+    if schedule.cycle_momentum is None:
+        return None
+    low, high = schedule.cycle_momentum
+    values = [high, low, high, high] if schedule.three_phase else [high, low, high]
+    return _onecycle(step, total_steps, schedule, values)
+
+
+def _onecycle(step: int, total_steps: int, schedule: Schedule, values: list[float]) -> float:
+    """Return the value at ``step`` of a course through ``values`` at OneCycle's corners."""
+    rise = schedule.rise * total_steps
+    corners = [0.0, rise - 1, *([2 * rise - 2] if schedule.three_phase else []), total_steps - 1]
+    phase = 1
+    while step > corners[phase] and phase < len(corners) - 1:
+        phase += 1
+    length = corners[phase] - corners[phase - 1]
+    passed = (step - corners[phase - 1]) / length if length else 1.0
+    begin, end = values[phase - 1], values[phase]
+    if schedule.anneal == "cos":
+        return _cosine(begin, end, passed)
+    return (end - begin) * passed + begin
+
+
+def _cosine(begin: float, end: float, passed: float) -> float:
+    return end + (begin - end) / 2 * (1 + math.cos(math.pi * passed))

@@ -10,7 +10,7 @@ from rn50.config import Run
 from rn50.distributed import Group
 from rn50.hardware import Compute
 from rn50.model import average, resnet
-from rn50.train import optim
+from rn50.train import loss, optim
 from rn50.train.meter import Meter, Totals
 
 
@@ -23,7 +23,7 @@ class TrainState:
     model: nn.Module
     """The bare network, without DDP or compilation."""
     average: nn.Module | None
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     meter: Meter
 
@@ -36,6 +36,7 @@ class Snapshot:
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
     momentum: dict[str, Tensor]
+    """The optimizer's tensors, see ``optim.momentum_buffers``."""
     scaler: dict[str, Any]
     window: tuple[int, int, int]
     """Images, loss units and correct answers since the last report."""
@@ -45,7 +46,9 @@ class Snapshot:
 
 def new(run: Run, compute: Compute, group: Group) -> TrainState:
     """Return the state before the first step, the same for every process."""
-    return of_model(resnet.build(run.model, seed=run.seed), run, compute, group)
+    model = resnet.build(run.model, seed=run.seed)
+    loss.init_bias(model, run.loss)
+    return of_model(model, run, compute, group)
 
 
 def of_model(model: nn.Module, run: Run, compute: Compute, group: Group) -> TrainState:

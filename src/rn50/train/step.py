@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from rn50.augment.device import Normalise, flip
 from rn50.config import Run
@@ -12,6 +11,8 @@ from rn50.data.loader import Batch
 from rn50.distributed import Group
 from rn50.hardware import Compute
 from rn50.model import average
+from rn50.train import loss as losses
+from rn50.train import optim, sam
 from rn50.train.schedule import Knobs
 from rn50.train.state import TrainState
 
@@ -41,16 +42,15 @@ class Engine:
 def train_step(state: TrainState, engine: Engine, batch: Batch, knobs: Knobs, run: Run) -> None:
     """Do one update with this process's share of the batch, in micro-batches.
 
-    Order: backward of the scaled loss, summed over micro-batches; unscale; clip; step; average.
-    The host does not wait for the device.
+    Order: backward of the scaled loss, summed over micro-batches (on a sharpness-aware step once
+    more, at the ascended point); unscale; clip; step; average. The host does not wait for the
+    device.
     """
-    for group in state.optimizer.param_groups:
-        group["lr"] = knobs.lr
-    count = len(batch.labels)
-    size = run.hardware.micro_batch or count
-    for start in range(0, count, size):
-        with engine.group.accumulating(engine.net, last=start + size >= count):
-            _accumulate(state, engine, batch, slice(start, start + size), run.loss.label_smoothing)
+    optim.turn(state.optimizer, lr=knobs.lr, momentum=knobs.momentum, step=state.step)
+    _backward(state, engine, batch, run)
+    if knobs.sam:
+        with sam.ascended(state.model, run.optim.sam_rho):
+            _backward(state, engine, batch, run, counts=False)
 
     state.scaler.unscale_(state.optimizer)
     if run.optim.clip_grad_norm > 0:
@@ -62,20 +62,38 @@ def train_step(state: TrainState, engine: Engine, batch: Batch, knobs: Knobs, ru
     state.step += 1
 
 
-def _accumulate(
-    state: TrainState, engine: Engine, batch: Batch, part: slice, label_smoothing: float
+def _backward(
+    state: TrainState, engine: Engine, batch: Batch, run: Run, *, counts: bool = True
 ) -> None:
-    """Add the gradient of one micro-batch, weighted by its share of the batch."""
+    """Put the gradient of the whole batch, over all processes, into the weights' ``grad``."""
+    count = len(batch.labels)
+    size = run.hardware.micro_batch or count
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        with engine.group.accumulating(engine.net, last=start + size >= count):
+            loss, logits = _accumulate(state, engine, batch, part, run)
+        if counts:
+            state.meter.add(loss, logits, batch.labels[part])
+
+
+def _accumulate(
+    state: TrainState, engine: Engine, batch: Batch, part: slice, run: Run
+) -> tuple[Tensor, Tensor]:
+    """Add the gradient of one micro-batch, weighted by its share of the batch.
+
+    Returns:
+        Its mean loss and its logits.
+    """
     labels = batch.labels[part]
     inputs = engine.normalise(flip(batch.images[part], batch.flips[part]))
     dtype = engine.compute.autocast_dtype
     with torch.autocast(engine.compute.device.type, dtype=dtype, enabled=dtype is not None):
         logits = engine.net(inputs)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    loss = losses.loss(run.loss, logits.float(), labels)
     if part.start == 0:
         # Only now: let go before the forward pass, the memory of the last gradients would be given
         # out and faulted in again, a tenth of a step's time on a CPU.
         state.optimizer.zero_grad(set_to_none=True)
     share = len(labels) / len(batch.labels)
     state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-    state.meter.add(loss.detach(), logits.detach(), labels)
+    return loss.detach(), logits.detach()
