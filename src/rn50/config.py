@@ -45,6 +45,24 @@ class Model:
     for images of 32 to 64 px (about 16 times the work per pixel)."""
     zero_init_residual: bool = True
     """Start the last BatchNorm of each block at 0, so that blocks begin as the identity."""
+    blurpool: Literal["none", "convs", "convs-and-max-pool"] = "none"
+    """Blur before pixels are dropped: in strided convolutions (as FFCV), or in the max-pool too (as
+    Composer)."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that an image skips the last residual block in training; linear from 0 at the
+    first block."""
+    train_only: Literal["all", "classifier-and-last-bn"] = "all"
+    """classifier-and-last-bn: all else is frozen, the last BatchNorm follows its statistics alone
+    (the fine-tuning of FixRes, from `--init-from`)."""
+
+    @model_validator(mode="after")
+    def _frozen_blocks_are_whole(self) -> "Model":
+        if self.train_only != "all" and self.stochastic_depth > 0:
+            raise ValueError(
+                f"stochastic_depth is {self.stochastic_depth:g}, but with train_only "
+                f"{self.train_only} no block is trained; give --model.stochastic-depth 0"
+            )
+        return self
 
 
 @section
@@ -128,6 +146,11 @@ class Hardware:
     """Decoding threads per process; 0: one per core available to the process."""
     prefetch_batches: Count = 3
     """Batches decoded ahead."""
+    recompute: bool = False
+    """Activation checkpointing: keep only the residual blocks' inputs and compute the rest anew in
+    backward. A third slower, at a fraction of the memory; the same results."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over the micro-batches of all processes together; CUDA only."""
     compile: Annotated[bool, tyro.conf.arg(aliases=["--compile"])] = False
     """Compile the model with torch.compile."""
     deterministic: Annotated[bool, tyro.conf.arg(aliases=["--deterministic"])] = False

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from rn50.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -41,6 +43,23 @@ class Group:
         return nn.parallel.DistributedDataParallel(
             model, device_ids=ids, gradient_as_bucket_view=True
         )
+
+    def synchronised(self, model: nn.Module, device: torch.device) -> None:
+        """Make BatchNorm, in place, take its statistics over all processes.
+
+        By ``torch.nn.SyncBatchNorm``; parameters, buffers and names stay what they are.
+
+        Raises:
+            UsageError: The device cannot do it.
+        """
+        if self.world_size == 1:
+            return
+        if device.type != "cuda":
+            raise UsageError(
+                f"hardware.sync_batchnorm is on, but torch synchronises BatchNorm on CUDA alone, "
+                f"not on {device.type}; leave it out"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
     def accumulating(self, net: nn.Module, *, last: bool) -> Any:
         """Return a context in which gradients stay local until the last micro-batch."""

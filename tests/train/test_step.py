@@ -10,6 +10,7 @@ from rn50.data.loader import Batch
 from rn50.data.plan import Request
 from rn50.distributed import Group
 from rn50.hardware import Compute
+from rn50.model import resnet
 from rn50.train import state as states
 from rn50.train.schedule import Knobs
 from rn50.train.step import Engine, train_step
@@ -174,3 +175,55 @@ def test_a_snapshot_of_another_network_is_refused():
     del saved.model["fc.bias"]
     with pytest.raises(ValueError, match="of another network"):
         states.restore(state, saved)
+
+
+class Dropping(resnet.ResNet):
+    """A network without BatchNorm, whose gradient does not depend on how the batch is split."""
+
+    def __init__(self) -> None:
+        super().__init__(resnet.BasicBlock, (1, 1, 1, 1), num_classes=4)
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, nn.Identity())
+        for parameter in self.parameters():
+            parameter.data *= 0.5
+
+
+def dropping(rate: float, *, step: int = 0, micro_batch: int = 0, seed: int = 0) -> torch.Tensor:
+    """The weights after one step from ``step`` on, of one process."""
+    run = dataclasses.replace(
+        RUN,
+        seed=seed,
+        model=Model(arch="resnet18", num_classes=4, stochastic_depth=rate),
+        hardware=Hardware(micro_batch=micro_batch),
+    )
+    torch.manual_seed(0)
+    state = states.of_model(Dropping(), run, COMPUTE, Group())
+    state.step = step
+    engine = Engine.of(state, run, COMPUTE, Group())
+    train_step(state, engine, batch(0), Knobs(lr=0.1, average_keep=None), run)
+    return weights(state)
+
+
+def test_stochastic_depth_is_a_function_of_seed_and_step_and_not_of_the_micro_batch():
+    found = dropping(0.6)
+    assert torch.equal(dropping(0.6), found)
+    torch.testing.assert_close(dropping(0.6, micro_batch=3), found, rtol=1e-4, atol=1e-6)
+    for other in (dropping(0.6, step=1), dropping(0.6, seed=1), dropping(0.0)):
+        assert not torch.allclose(other, found, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_network_moves_its_classifier_alone_and_is_restored():
+    run = dataclasses.replace(
+        RUN, model=Model(arch="resnet18", num_classes=4, train_only="classifier-and-last-bn")
+    )
+    state = states.new(run, COMPUTE, Group())
+    engine = Engine.of(state, run, COMPUTE, Group())
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    train_step(state, engine, batch(0), Knobs(lr=0.1, average_keep=None), run)
+    moved = {n for n, p in state.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"fc.weight", "fc.bias"}
+    saved = states.snapshot(state)
+    assert saved.momentum.keys() == moved
+    states.restore(states.new(run, COMPUTE, Group()), saved)

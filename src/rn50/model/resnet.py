@@ -11,8 +11,11 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rn50.config import Model
+from rn50.model import blurpool
+from rn50.model.recompute import recomputed
 
 _LAYERS: dict[str, tuple[int, int, int, int]] = {
     "resnet18": (2, 2, 2, 2),
@@ -43,14 +46,18 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width * self.expansion, stride)
 
     @property
-    def last_bn(self) -> nn.BatchNorm2d:
+    def last_bn(self) -> _BatchNorm:
         """Return the BatchNorm before the sum."""
         return self.bn2
 
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c2 h2 w2"]:
-        """Return the sum of the shortcut and the residual."""
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], scale: Float[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch c2 h2 w2"]:
+        """Return the sum of the shortcut and the residual, which ``scale`` multiplies."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
+        if scale is not None:
+            y *= scale[:, None, None, None].to(y.dtype)
         shortcut = x if self.downsample is None else self.downsample(x)
         y += shortcut  # in place: BatchNorm does not need its output again, memory does
         return self.relu(y)
@@ -74,18 +81,47 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     @property
-    def last_bn(self) -> nn.BatchNorm2d:
+    def last_bn(self) -> _BatchNorm:
         """Return the BatchNorm before the sum."""
         return self.bn3
 
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c2 h2 w2"]:
-        """Return the sum of the shortcut and the residual."""
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], scale: Float[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch c2 h2 w2"]:
+        """Return the sum of the shortcut and the residual, which ``scale`` multiplies."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
+        if scale is not None:
+            y *= scale[:, None, None, None].to(y.dtype)
         shortcut = x if self.downsample is None else self.downsample(x)
         y += shortcut  # in place: BatchNorm does not need its output again, memory does
         return self.relu(y)
+
+
+class Stage(nn.Sequential):
+    """Residual blocks of one width.
+
+    Args:
+        blocks: ``BasicBlock`` or ``Bottleneck``.
+    """
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.recomputes = False
+        """Whether backward computes the insides of the blocks anew instead of keeping them."""
+
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], scales: Float[Tensor, "batch blocks"] | None = None
+    ) -> Float[Tensor, "batch c2 h2 w2"]:
+        """Return the last block's output; ``scales`` multiplies each residual of each image."""
+        for i, block in enumerate(self):
+            scale = None if scales is None else scales[:, i]
+            if self.recomputes and torch.is_grad_enabled():
+                x = recomputed(block, x, scale)
+            else:
+                x = block(x, scale)
+        return x
 
 
 class ResNet(nn.Module):
@@ -120,14 +156,63 @@ class ResNet(nn.Module):
             for i in range(4)
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.layers = layers
+        self.is_frozen = False
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * block.expansion, num_classes)
 
-    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        """Return unnormalised class scores of normalised images."""
+    @property
+    def num_blocks(self) -> int:
+        """Return the number of residual blocks: 16 for ResNet-50."""
+        return sum(self.layers)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch 3 height width"],
+        scales: Float[Tensor, "batch blocks"] | None = None,
+    ) -> Float[Tensor, "batch classes"]:
+        """Return unnormalised class scores of normalised images.
+
+        Args:
+            x: The images.
+            scales: What each residual of each image is multiplied by, in training with stochastic
+                depth; None: 1.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        parts = [None] * 4 if scales is None else torch.split(scales, list(self.layers), dim=1)
+        for stage, part in zip(self._stages(), parts, strict=True):
+            x = stage(x, part)
         return self.fc(self.avgpool(x).flatten(1))
+
+    def recompute(self, on: bool) -> None:
+        """Keep only the blocks' inputs for backward, or (off) everything."""
+        for stage in self._stages():
+            stage.recomputes = on
+
+    def freeze(self) -> None:
+        """Train the classifier alone, while the last BatchNorm follows its statistics.
+
+        The fine-tuning of FixRes (Touvron et al., 2019, arXiv:1906.06423), as its
+        ``imnet_finetune/train.py`` does it: all other BatchNorm layers normalise by what they have,
+        and no affine parameter moves.
+        """
+        self.requires_grad_(False)
+        self.fc.requires_grad_(True)
+        self.is_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "ResNet":
+        """Set training or evaluation mode; of a frozen network only the last BatchNorm trains."""
+        super().train(mode and not self.is_frozen)
+        if self.is_frozen:
+            self.training = mode
+            last = self.layer4[-1]
+            assert isinstance(last, BasicBlock | Bottleneck)
+            last.last_bn.train(mode)
+        return self
+
+    def _stages(self) -> tuple[Stage, Stage, Stage, Stage]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
 
 
 def build(model: Model, *, seed: int) -> ResNet:
@@ -135,7 +220,11 @@ def build(model: Model, *, seed: int) -> ResNet:
     block = BasicBlock if model.arch in ("resnet18", "resnet34") else Bottleneck
     with torch.random.fork_rng(devices=[]):  # the layers draw weights that are drawn anew below
         net = ResNet(block, _LAYERS[model.arch], num_classes=model.num_classes, stem=model.stem)
+    if model.blurpool != "none":
+        blurpool.add(net, max_pool=model.blurpool == "convs-and-max-pool")
     initialise(net, zero_init_residual=model.zero_init_residual, seed=seed)
+    if model.train_only == "classifier-and-last-bn":
+        net.freeze()
     return net.to(memory_format=torch.channels_last)
 
 
@@ -170,9 +259,9 @@ def _stage(
     *,
     blocks: int,
     stride: int,
-) -> nn.Sequential:
+) -> Stage:
     outputs = width * getattr(block, "expansion", 1)
-    return nn.Sequential(
+    return Stage(
         block(inputs, width, stride), *(block(outputs, width, 1) for _ in range(blocks - 1))
     )
 

@@ -39,14 +39,14 @@ def build(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the weights of convolutions and linear layers, and all other parameters."""
+    """Return the weights of convolutions and linear layers, and the others; no frozen ones."""
     decayed: list[nn.Parameter] = [
         module.get_parameter("weight")
         for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad
     ]
     chosen = {id(parameter) for parameter in decayed}
-    return decayed, [p for p in model.parameters() if id(p) not in chosen]
+    return decayed, [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
 
 
 def turn(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float | None, step: int) -> None:
@@ -97,7 +97,7 @@ def load_momentum_buffers(
     Raises:
         ValueError: The names do not match the model's parameters or the optimizer's kind.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     kinds = _kinds(optimizer)
     places = {_key(kind, name): (kind, name) for kind in kinds for name in parameters}
     if buffers and buffers.keys() != places.keys():

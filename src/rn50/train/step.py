@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rn50.augment.device import Normalise, flip
@@ -10,7 +11,8 @@ from rn50.config import Run
 from rn50.data.loader import Batch
 from rn50.distributed import Group
 from rn50.hardware import Compute
-from rn50.model import average
+from rn50.model import average, stochastic_depth
+from rn50.model.resnet import ResNet
 from rn50.train import loss as losses
 from rn50.train import optim, sam
 from rn50.train.schedule import Knobs
@@ -31,6 +33,10 @@ class Engine:
     def of(cls, state: TrainState, run: Run, compute: Compute, group: Group) -> "Engine":
         """Wrap the model of ``state`` as the hardware section asks for."""
         net: nn.Module = state.model
+        if isinstance(net, ResNet):
+            net.recompute(run.hardware.recompute)
+        if run.hardware.sync_batchnorm:
+            group.synchronised(net, compute.device)
         if run.hardware.compile:
             # The average and the checkpoints keep using the bare model, which shares its weights.
             net = torch.compile(net)  # type: ignore[assignment]
@@ -88,7 +94,7 @@ def _accumulate(
     inputs = engine.normalise(flip(batch.images[part], batch.flips[part]))
     dtype = engine.compute.autocast_dtype
     with torch.autocast(engine.compute.device.type, dtype=dtype, enabled=dtype is not None):
-        logits = engine.net(inputs)
+        logits = engine.net(inputs, *_drawn(state, engine, run, len(batch.labels), part))
     loss = losses.loss(run.loss, logits.float(), labels)
     if part.start == 0:
         # Only now: let go before the forward pass, the memory of the last gradients would be given
@@ -97,3 +103,31 @@ def _accumulate(
     share = len(labels) / len(batch.labels)
     state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
     return loss.detach(), logits.detach()
+
+
+def _drawn(
+    state: TrainState, engine: Engine, run: Run, count: int, part: slice
+) -> tuple[Float[Tensor, "images blocks"], ...]:
+    """Return what the network is given besides the images: the draws of stochastic depth, if any.
+
+    Args:
+        state: Whose step it is.
+        engine: Which process, and where the draws go.
+        run: The rate and the seed.
+        count: Images of this process's share of the batch.
+        part: Those of the micro-batch.
+    """
+    if run.model.stochastic_depth == 0:
+        return ()
+    assert isinstance(state.model, ResNet)
+    places = range(engine.group.rank * count, (engine.group.rank + 1) * count)[part]
+    scales = stochastic_depth.scales(
+        run.model.stochastic_depth,
+        state.model.num_blocks,
+        seed=run.seed,
+        step=state.step,
+        places=places,
+    )
+    if engine.compute.device.type == "cuda":
+        scales = scales.pin_memory()
+    return (scales.to(engine.compute.device, non_blocking=True),)
