@@ -85,7 +85,7 @@ class TrainPlan:
         flips = rng.uniform(rng.key(self.seed, "flip", epoch), ids, 1)[:, 0]
         return Request(
             ids=ids,
-            px=self.images.train_px,
+            px=self.images.px_at(epoch),
             boxes=boxes,
             resize_px=0,
             flips=flips < self.images.flip_prob,
