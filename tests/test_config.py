@@ -139,6 +139,97 @@ def test_a_warm_up_that_outlasts_the_run_is_refused(warmup):
     assert a_run(schedule=Schedule(warmup_epochs=9.99)).epochs == 10
 
 
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"warmup_epochs": 2, "tail_epochs": 8}, "tail_epochs is 8, but only 8 of the run's 10"),
+        ({"warmup_epochs": 0, "tail_epochs": 12}, "tail_epochs is 12, but only 10 of the run's"),
+        (
+            {"tail_epochs": 2, "tail_anneal_epochs": 3},
+            "tail_anneal_epochs is 3, which is longer than the tail (2 epochs)",
+        ),
+        (
+            {"tail_epochs": 2, "tail_cycle_epochs": 4},
+            "tail_cycle_epochs is 4, which is longer than the tail (2 epochs)",
+        ),
+        (
+            {"name": "step", "milestones": (3, 10)},
+            "milestones has 10, but the schedule ends after 10 epochs",
+        ),
+        (
+            {"name": "step", "milestones": (8,), "tail_epochs": 2},
+            "milestones has 8, but the schedule ends after 8 epochs",
+        ),
+    ],
+)
+def test_a_phase_that_outlasts_the_run_is_refused(schedule, message):
+    assert message in refusal(a_run, schedule=Schedule(**schedule))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"name": "onecycle", "warmup_epochs": 0, "tail_epochs": 2},
+            "onecycle ends at almost no learning rate, and a tail of 2 epochs would raise it again",
+        ),
+        ({"name": "onecycle"}, "onecycle warms up by itself; set --warmup-epochs 0"),
+        (
+            {"name": "onecycle", "warmup_epochs": 0, "three_phase": True, "rise": 0.6},
+            "rise is 0.6; with three_phase the fall is as long",
+        ),
+        ({"cycle_momentum": (0.8, 0.9)}, "cycle_momentum belongs to --schedule.name onecycle"),
+        ({"name": "step"}, "give milestones, in epochs, with --schedule.name step"),
+        ({"milestones": (3,)}, "give milestones, in epochs, with --schedule.name step and only"),
+        ({"name": "step", "milestones": (3, 2)}, "milestones are (3.0, 2.0); they must ascend"),
+        ({"name": "triangular", "warmup_inside": True}, "triangular has no such clock"),
+        (
+            {"tail_epochs": 2, "tail_cycle_epochs": 1, "tail_lr": 0.1, "tail_low": 0.2},
+            "tail_low is 0.2; it must be at most tail_lr (0.1)",
+        ),
+        (
+            {"tail_epochs": 2, "tail_cycle_epochs": 1, "tail_anneal_epochs": 1},
+            "tail_cycle_epochs and tail_anneal_epochs are both set",
+        ),
+    ],
+)
+def test_settings_of_a_schedule_that_contradict_each_other_are_refused(settings, message):
+    assert message in refusal(Schedule, **settings)
+
+
+def test_a_decoupled_decay_is_a_share():
+    assert "must be below 1" in refusal(Optim, peak_lr=1, name="sgdw", weight_decay=1.0)
+    assert Optim(peak_lr=1, name="adamw", momentum=0).nesterov
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (((0, 64), (10, 224)), "images.sizes has 224 px from epoch 10 on, but the run's epochs"),
+        (((5, 64), (5, 96)), "images: sizes begin at the epochs [5, 5]; these must ascend"),
+        (
+            tuple((epoch, 64 + 32 * epoch) for epoch in range(6)),
+            "images: sizes has 6 different sides; at most five",
+        ),
+        (((0, 100),), "images.sizes has 100 px; a size on the way to train_px must be divisible"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(sizes, message):
+    def make() -> Run:
+        net = Model(arch="resnet18", num_classes=7)
+        return a_run(model=net, images=Images(batch_size=32, train_px=176, sizes=sizes))
+
+    assert message in refusal(make)
+
+
+def test_sizes_hold_from_their_epoch_on_and_train_px_before():
+    images = Images(batch_size=32, train_px=176, sizes=((2, 128), (4, 176)))
+    assert [images.px_at(epoch) for epoch in range(6)] == [176, 176, 128, 128, 176, 176]
+    assert Images(batch_size=32, train_px=120).px_at(99) == 120
+    run = a_run(model=Model(arch="resnet18", num_classes=7), images=images)
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(run)))) == run
+
+
 def test_settings_cannot_be_changed():
     run = a_run()
     for section, name in ((run, "epochs"), (run.optim, "peak_lr"), (run.images, "mean")):

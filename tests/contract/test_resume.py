@@ -44,6 +44,26 @@ def test_a_run_asked_to_stop_saves_exits_33_and_resumes_bit_identically(
 
 
 @pytest.mark.slow
+def test_lamb_sam_onecycle_and_growing_images_resume_bit_identically_between_their_phases(
+    packed, tmp_path
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = (
+        *("--epochs", "2", "--warmup-epochs", "0", "--optimizer", "lamb", "--lr", "0.005"),
+        *("--loss", "bce", "--lr-schedule", "onecycle", "--schedule.cycle-momentum", "0.85"),
+        *("0.95", "--optim.sam-rho", "0.05", "--optim.sam-every", "3", "--micro-batch", "12"),
+        *("--train-px", "64", "--images.sizes", "0", "32", "1", "64"),
+    )
+    runs.finish(runs.command(packed, whole, *more))
+    words = runs.command(packed, killed, *more, "--resume")
+    assert runs.kill_at(words, killed, 5) == -signal.SIGKILL
+    runs.finish(words)
+    runs.assert_same_end(whole, killed)
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [r["px"] for r in records if r["kind"] == "train"] == [32] * 6 + [64] * 6
+
+
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     packed, uninterrupted, tmp_path
 ):

@@ -57,7 +57,7 @@ def ffcv_sizes(low: int, high: int, *, start: int, end: int) -> Sizes:
     Raises:
         UsageError: The ramp has more than five sizes.
     """
-    ramp = [low if epoch <= start else high for epoch in range(end + 1)]
+    ramp = [low if epoch <= start else high for epoch in range(end + 2)]
     for epoch in range(start + 1, end):
         side = low + (high - low) * (epoch - start) / (end - start)
         ramp[epoch] = round(side / SIZE_STEP) * SIZE_STEP
