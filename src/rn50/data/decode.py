@@ -38,10 +38,13 @@ def advice() -> str | None:
     if name == "native":
         return None
     if name == "turbojpeg":
-        return f"{reason}; a C compiler (gcc or clang) makes loading @NATIVE@ times as fast"
+        return (
+            f"{reason}; a C compiler (gcc or clang) makes loading 1.2 times (224 px) to 5.5 times "
+            "(64 px) as fast"
+        )
     return (
         f"{reason}; TurboJPEG 3 (pip install turbojpeg, or conda install libjpeg-turbo) and a C "
-        "compiler make loading @PILLOW@ times as fast"
+        "compiler make loading 2 times (224 px) to 12 times (64 px) as fast"
     )
 
 
