@@ -24,7 +24,8 @@ def test_two_processes_and_micro_batches_train_what_one_process_trains(packed, t
         ("both", 2, ("--micro-batch", "4")),
     ):
         places[name] = tmp_path / name
-        more = ("--epochs", "2", "--ema-horizon", "0.1", *more)
+        sharpness = ("--optim.sam-rho", "0.05", "--optim.sam-every", "3")
+        more = ("--epochs", "2", "--ema-horizon", "0.1", *sharpness, *more)
         words = runs.command(packed, places[name], *more, processes=processes)
         runs.finish(without_batch_norm(words))
     weights = {
