@@ -16,7 +16,7 @@ from rn50 import config
 from rn50.config import Hardware, Run
 from rn50.data.sources.base import Layout
 from rn50.errors import UsageError, UserError
-from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary
+from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary, train_sides
 
 _DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
 _AMP = {"--amp": ("--hardware.precision", "auto"), "--no-amp": ("--hardware.precision", "fp32")}
@@ -269,7 +269,7 @@ def recipes(form: Annotated[Literal["table", "json"], arg(name="format")] = "tab
         return
     table = rich.table.Table("recipe", "epochs", "px", "224-px epochs", "what it is", box=None)
     for name, run in rows:
-        px = f"{run.images.train_px}/{run.images.test_px}"
+        px = f"{train_sides(run)}/{run.images.test_px}"
         table.add_row(name, str(run.epochs), px, f"{equivalent_epochs(run):.1f}", summary(name))
     rich.console.Console().print(table)
 

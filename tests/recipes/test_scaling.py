@@ -7,7 +7,7 @@ import torch
 
 from rn50.config import Images, Model
 from rn50.errors import UsageError
-from rn50.recipes import equivalent_epochs, recipe
+from rn50.recipes import equivalent_epochs, recipe, train_sides
 from rn50.recipes.scaling import (
     composer_sizes,
     coupled_decay,
@@ -115,6 +115,8 @@ def test_equivalent_epochs_follow_the_sizes():
     schedule = dataclasses.replace(run.schedule, warmup_epochs=2)
     short = dataclasses.replace(run, epochs=16, images=images, schedule=schedule)
     assert equivalent_epochs(short) == pytest.approx(9.06, abs=0.01)
+    assert train_sides(short) == "160-192"
+    assert train_sides(run) == "224"
 
 
 def test_the_small_stem_takes_smaller_steps():

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from rn50.config import Average, Hardware, Images, Model, Optim, Run
+from rn50.augment.device import flip
+from rn50.config import Average, Hardware, Images, Loss, Model, Optim, Run
 from rn50.data.loader import Batch
 from rn50.data.plan import Request
 from rn50.distributed import Group
@@ -134,6 +135,39 @@ def test_an_infinite_gradient_is_skipped_by_the_scaler_and_the_scale_halved():
     train_step(state, engine, given, Knobs(lr=0.1, average_keep=None), RUN)
     assert torch.equal(weights(state), before)
     assert state.scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgdw", "lars", "lamb", "adamw"])
+def test_every_optimizer_steps_alike_under_a_loss_scale_and_skips_what_overflows(name):
+    run = dataclasses.replace(
+        RUN, optim=Optim(name=name, peak_lr=0.1, weight_decay=0.01, clip_grad_norm=0.5)
+    )
+    plain, engine = start(run)
+    scaled, scaled_engine = start(run)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for seed in range(3):
+        train_step(plain, engine, batch(seed), Knobs(lr=0.1, average_keep=None), run)
+        train_step(scaled, scaled_engine, batch(seed), Knobs(lr=0.1, average_keep=None), run)
+    torch.testing.assert_close(weights(scaled), weights(plain), rtol=1e-4, atol=1e-5)
+    before = weights(scaled)
+    scaled.model.fc.weight.register_hook(lambda g: g * float("inf"))
+    train_step(scaled, scaled_engine, batch(3), Knobs(lr=0.1, average_keep=None), run)
+    assert torch.equal(weights(scaled), before)
+    assert scaled.step == 4
+
+
+def test_binary_cross_entropy_and_momentum_reach_the_step():
+    run = dataclasses.replace(RUN, loss=Loss(name="bce", label_smoothing=0.1))
+    state, engine = start(run)
+    given = batch(0)
+    with torch.no_grad():
+        logits = state.model(engine.normalise(flip(given.images, given.flips)))
+    target = nn.functional.one_hot(given.labels, 4) * 0.9 + 0.1 / 4
+    each = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    train_step(state, engine, given, Knobs(lr=0.1, average_keep=None, momentum=0.75), run)
+    state.meter.drain()
+    assert state.meter.epoch.loss == pytest.approx(each.sum(1).mean().item(), abs=1e-4)
+    assert {group["momentum"] for group in state.optimizer.param_groups} == {0.75}
 
 
 def test_a_state_restored_from_its_snapshot_goes_on_bit_identically():
