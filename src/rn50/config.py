@@ -1,8 +1,9 @@
 """Every setting of a run: frozen, typed, validated, written to JSON and read back.
 
-A ``Run`` has two halves. The recipe half (``model``, ``images``, ``optim``, ``schedule``, ``loss``,
-``average``, ``epochs``, ``seed``) fixes the mathematics. The other half (``hardware``, ``storage``,
-``log``) fixes how and where it is computed, and can change between a run and its resumption.
+A ``Run`` has two halves. The recipe half (``model``, ``images``, ``augment``, ``mix``, ``optim``,
+``schedule``, ``loss``, ``average``, ``epochs``, ``seed``) fixes the mathematics. The other half
+(``hardware``, ``storage``, ``log``) fixes how and where it is computed, and can change between a
+run and its resumption.
 Nothing is derived into a setting: the number of steps or the micro-batch per process are computed
 where they are used.
 """
@@ -16,6 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from rn50.augmentation import Augment as Augment
+from rn50.augmentation import Mix as Mix
 from rn50.errors import UsageError
 from rn50.optimisation import Loss as Loss
 from rn50.optimisation import Optim as Optim
@@ -203,6 +206,8 @@ class Run:
     """Fixes every random draw of the run."""
     model: Model
     images: Images
+    augment: Augment = Augment()
+    mix: Mix = Mix()
     optim: Optim
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
@@ -242,6 +247,22 @@ class Run:
         return self
 
     @model_validator(mode="after")
+    def _batches_hold_pairs(self) -> "Run":
+        for name, size in (
+            ("images.batch_size", self.images.batch_size),
+            ("hardware.micro_batch", self.hardware.micro_batch),
+        ):
+            if self.mix.is_on and size % 2:
+                raise ValueError(f"{name} is {size}, but images are mixed in pairs; make it even")
+        if self.augment.repeats > 1 and self.images.batch_size < 2 * self.augment.repeats:
+            raise ValueError(
+                f"augment.repeats is {self.augment.repeats}, but a batch has only "
+                f"{self.images.batch_size} images; it must hold two images so often: give "
+                f"--batch-size {2 * self.augment.repeats} or more, or fewer repeats"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sizes_fit(self) -> "Run":
         stride = 32 if self.model.stem == "imagenet" else 8
         for epoch, px in self.images.sizes:
@@ -261,7 +282,10 @@ class Run:
         return self
 
 
-MATHEMATICS = ("epochs", "seed", "model", "images", "optim", "schedule", "loss", "average")
+MATHEMATICS = (
+    *("epochs", "seed", "model", "images", "augment", "mix"),
+    *("optim", "schedule", "loss", "average"),
+)
 """Fields of ``Run`` that decide what is trained; the others only decide how and where."""
 
 

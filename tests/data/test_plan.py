@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from rn50 import rng
-from rn50.config import Images
+from rn50.config import Augment, Images, Mix
 from rn50.data import plan
 from rn50.data.plan import CROP_TRIES, TrainPlan, evaluation_requests, random_resized_crops
 from rn50.errors import UsageError
@@ -118,7 +120,8 @@ def measures(boxes):
 
 
 def a_plan(batch: int = 8, count: int = 50, seed: int = 0, **options) -> TrainPlan:
-    group = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
+    others = ("rank", "world_size", "augment", "mix")
+    group = {name: options.pop(name) for name in others if name in options}
     widths, heights = sizes(count, 40, 90, 0)
     images = Images(batch_size=batch, train_px=32, **options)
     return TrainPlan(images=images, seed=seed, widths=widths, heights=heights, **group)
@@ -250,3 +253,89 @@ def test_evaluation_visits_every_image_once(world_size, count, batch):
         assert 1 <= len(request.ids) <= batch
         assert (request.px, request.resize_px, request.boxes) == (40, 48, None)
         assert request.flips.tolist() == [False] * len(request.ids)
+
+
+EVERYTHING = Augment(
+    policy="randaugment",
+    color_jitter=(0.4, 0.4, 0.4, 0.1),
+    blur_prob=0.5,
+    erase_prob=0.5,
+    erase_mode="pixel",
+    dropout_prob=0.5,
+)
+ARRAYS = ("ops", "magnitudes", "holes", "noise")
+
+
+def test_nothing_is_augmented_or_mixed_unless_asked_for():
+    request = a_plan().request(3)
+    assert request.draws is None
+    assert request.mix is None
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_draws_of_one_process(world_size, repeats):
+    settings = {
+        "augment": dataclasses.replace(EVERYTHING, repeats=repeats),
+        "mix": Mix(mixup_alpha=0.2, cutmix_alpha=1.0),
+    }
+    alone = a_plan(**settings)
+    for step in (0, 7):
+        whole = alone.request(step)
+        for rank in range(world_size):
+            part = a_plan(**settings, rank=rank, world_size=world_size).request(step)
+            share = slice(rank * len(part.ids), (rank + 1) * len(part.ids))
+            assert part.mix == whole.mix
+            assert np.array_equal(part.boxes, whole.boxes[share])
+            for name in ARRAYS:
+                assert np.array_equal(
+                    getattr(part.draws, name), getattr(whole.draws.part(share), name)
+                )
+
+
+def test_augmentation_is_drawn_anew_each_epoch_and_changes_neither_crops_nor_flips():
+    plain, train = a_plan(batch=50), a_plan(batch=50, augment=EVERYTHING)
+    first, second = (train.request(epoch) for epoch in (0, 1))
+    assert np.array_equal(first.boxes, plain.request(0).boxes)
+    assert np.array_equal(first.flips, plain.request(0).flips)
+    in_order = [r.draws.ops[:, np.argsort(r.ids)] for r in (first, second)]
+    assert not np.array_equal(*in_order)
+
+
+@pytest.mark.parametrize(("batch", "repeats"), [(8, 2), (8, 3), (8, 4), (6, 3), (25, 4), (9, 2)])
+def test_repeated_augmentation_puts_copies_into_a_batch_but_never_side_by_side(batch, repeats):
+    train = a_plan(batch=batch, augment=Augment(repeats=repeats))
+    plain = a_plan(batch=batch)
+    assert train.steps_per_epoch == plain.steps_per_epoch
+    for epoch in range(20):
+        ids = epoch_ids(train, epoch)
+        assert len(ids) == train.steps_per_epoch * batch
+        counts = np.bincount(ids, minlength=50)
+        assert (counts > 0).sum() == math.ceil(len(ids) / repeats)
+        assert sorted(counts[counts > 0])[1:] == [repeats] * ((counts > 0).sum() - 1)
+        for step in range(train.steps_per_epoch):
+            rows = ids[step * batch : (step + 1) * batch]
+            assert all(one != other for one, other in itertools.pairwise(rows))
+            assert len(set(rows)) <= batch // repeats + 2
+
+
+def test_copies_of_an_image_are_cropped_and_augmented_differently():
+    train = a_plan(batch=24, augment=dataclasses.replace(EVERYTHING, repeats=3))
+    request = train.request(0)
+    boxes = {(i, *box) for i, box in zip(request.ids.tolist(), request.boxes.tolist(), strict=True)}
+    assert len(set(request.ids.tolist())) == 8
+    assert len(boxes) == 24
+    assert len({column.tobytes() for column in request.draws.magnitudes.T.copy()}) == 24
+
+
+def test_partners_under_repetition_change_from_batch_to_batch():
+    train = a_plan(batch=10, count=10, augment=Augment(repeats=2))
+    pairs = {tuple(train.sample_ids(step)[:2].tolist()) for step in range(30)}
+    assert len(pairs) > 15
+
+
+def test_a_share_of_odd_size_cannot_be_mixed():
+    mixed = Mix(mixup_alpha=0.2)
+    assert a_plan(batch=12, world_size=6, mix=mixed).request(0).mix is not None
+    with pytest.raises(UsageError, match=r"each of 4 processes has 3 images .* mixed in pairs"):
+        a_plan(batch=12, world_size=4, mix=mixed)

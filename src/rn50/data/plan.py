@@ -4,13 +4,14 @@ The plan holds no position. A run that resumes at step 1234 asks for batch 1234,
 other workers, other processes or another micro-batch asks for other slices of the same batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from rn50 import rng
-from rn50.config import Images
+from rn50.augment.draws import AugmentDraws, MixDraws, augment_draws, mix_draws
+from rn50.config import Augment, Images, Mix
 from rn50.errors import UsageError
 
 CROP_TRIES = 10
@@ -33,6 +34,10 @@ class Request:
     """Where ``boxes`` is None: the shorter side after resizing."""
     flips: Bool[np.ndarray, " batch"]
     """Images to be mirrored, later, on the device."""
+    draws: AugmentDraws | None = None
+    """How each image is augmented, on the device; None: not at all."""
+    mix: MixDraws | None = None
+    """How pairs of images are mixed, on the device; None: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class TrainPlan:
     heights: Int64[np.ndarray, " images"]
     rank: int = 0
     world_size: int = 1
+    augment: Augment = field(default_factory=Augment)
+    mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
         count, batch = len(self.widths), self.images.batch_size
@@ -58,6 +65,12 @@ class TrainPlan:
                 f"images.batch_size is {batch}, which {self.world_size} processes cannot share "
                 "evenly; give a multiple, or start fewer processes"
             )
+        if self.mix.is_on and batch // self.world_size % 2:
+            raise UsageError(
+                f"each of {self.world_size} processes has {batch // self.world_size} images of a "
+                "batch, but images are mixed in pairs; give a batch size of which each process's "
+                "share is even"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -66,33 +79,48 @@ class TrainPlan:
 
     def sample_ids(self, step: int) -> Int64[np.ndarray, " batch"]:
         """Return the global batch of a step, in order; the same for every process."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        start = index * self.images.batch_size
-        return self._order(epoch)[start : start + self.images.batch_size]
+        return self._samples(step)[0]
 
     def request(self, step: int) -> Request:
         """Return this process's share of the batch of ``step``."""
         share = self.images.batch_size // self.world_size
-        ids = self.sample_ids(step)[self.rank * share : (self.rank + 1) * share]
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        ids, copies = (samples[mine] for samples in self._samples(step))
+        # Copies of an image draw as images of their own would.
+        keys = ids + copies * len(self.widths)
         epoch = step // self.steps_per_epoch
+        px = self.images.px_at(epoch)
         boxes = random_resized_crops(
-            rng.uniform(rng.key(self.seed, "crop", epoch), ids, _DRAWS_PER_CROP),
+            rng.uniform(rng.key(self.seed, "crop", epoch), keys, _DRAWS_PER_CROP),
             self.widths[ids],
             self.heights[ids],
             area=self.images.crop_area,
             ratio=self.images.crop_ratio,
         )
-        flips = rng.uniform(rng.key(self.seed, "flip", epoch), ids, 1)[:, 0]
+        flips = rng.uniform(rng.key(self.seed, "flip", epoch), keys, 1)[:, 0]
         return Request(
             ids=ids,
-            px=self.images.px_at(epoch),
+            px=px,
             boxes=boxes,
             resize_px=0,
             flips=flips < self.images.flip_prob,
+            draws=augment_draws(self.augment, self.seed, epoch, keys, px),
+            mix=mix_draws(self.mix, self.seed, step, px),
         )
 
-    def _order(self, epoch: int) -> Int64[np.ndarray, " images"]:
-        return _permutation(rng.key(self.seed, "order", epoch), len(self.widths))
+    def _samples(
+        self, step: int
+    ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
+        """Return the ids of the global batch of a step, and which copy of its image each is."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        batch, repeats = self.images.batch_size, self.augment.repeats
+        order = _permutation(rng.key(self.seed, "order", epoch), len(self.widths))
+        places = np.arange(index * batch, (index + 1) * batch)
+        ids, copies = order[places // repeats], places % repeats
+        if repeats > 1:
+            mixed = spread_copies(ids, copies, rng.key(self.seed, "repeat", step))
+            ids, copies = ids[mixed], copies[mixed]
+        return ids, copies
 
 
 _permutations: dict[tuple[int, int], Int64[np.ndarray, " images"]] = {}
@@ -105,6 +133,31 @@ def _permutation(stream: int, count: int) -> Int64[np.ndarray, " images"]:
             _permutations.pop(next(iter(_permutations)))
         _permutations[stream, count] = rng.permutation(stream, count)
     return _permutations[stream, count]
+
+
+def spread_copies(
+    ids: Int64[np.ndarray, " batch"], copies: Int64[np.ndarray, " batch"], stream: int
+) -> Int64[np.ndarray, " batch"]:
+    """Return an order of a batch in which no image comes right after a copy of itself.
+
+    Repeated augmentation (Hoffer et al. 2019, arXiv 1901.09335; Berman et al. 2019, arXiv
+    1902.05509) puts copies of an image into one batch. Left beside each other they would be mixed
+    with themselves, as happens in timm's ``RepeatAugSampler`` on one GPU. Here all first copies
+    come first, shuffled, then all second ones, and so on: the images of a process or micro-batch
+    are then as different as they can be.
+
+    Args:
+        ids: At least two different images.
+        copies: Which copy each is, from 0.
+        stream: Key of the draws.
+    """
+    keys = rng.bits(stream, np.arange(len(ids), dtype=np.int64), 1)[:, 0]
+    order = np.lexsort((keys, copies))
+    starts = np.flatnonzero(np.diff(copies[order])) + 1
+    for start in starts.tolist():
+        if ids[order[start]] == ids[order[start - 1]]:
+            order[[start, start + 1]] = order[[start + 1, start]]
+    return order
 
 
 def evaluation_requests(

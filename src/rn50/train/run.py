@@ -180,6 +180,8 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
         heights=job.train_split.heights,
         rank=group.rank,
         world_size=group.world_size,
+        augment=run.augment,
+        mix=run.mix,
     )
     timeline = Timeline(run, plan.steps_per_epoch)
     engine = Engine.of(state, run, compute, group)

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rn50.augment.device import Normalise, flip
+from rn50.augment.device import Normalise
+from rn50.augment.mixing import mix
+from rn50.augment.pipeline import prepare, sampling_of
 from rn50.config import Run
 from rn50.data.loader import Batch
 from rn50.distributed import Group
@@ -91,11 +93,21 @@ def _accumulate(
         Its mean loss and its logits.
     """
     labels = batch.labels[part]
-    inputs = engine.normalise(flip(batch.images[part], batch.flips[part]))
+    draws = batch.request.draws
+    inputs = prepare(
+        batch.images[part],
+        batch.flips[part],
+        None if draws is None else draws.part(part),
+        engine.normalise,
+        sampling_of(run.augment.policy, run.images.mean),
+    )
+    inputs, targets = mix(inputs, labels, batch.request.mix)
     dtype = engine.compute.autocast_dtype
     with torch.autocast(engine.compute.device.type, dtype=dtype, enabled=dtype is not None):
         logits = engine.net(inputs, *_drawn(state, engine, run, len(batch.labels), part))
-    loss = losses.loss(run.loss, logits.float(), labels)
+    loss = losses.loss(
+        run.loss, logits.float(), targets.labels, targets.partner_labels, targets.share
+    )
     if part.start == 0:
         # Only now: let go before the forward pass, the memory of the last gradients would be given
         # out and faulted in again, a tenth of a step's time on a CPU.
