@@ -118,6 +118,24 @@ def test_adamw_is_torch_s_with_its_own_count_of_steps():
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("name", ["sgd", "sgdw", "lars", "lamb", "adamw"])
+def test_the_schedule_s_rate_and_momentum_and_the_run_s_step_reach_every_group(name):
+    net = small()
+    built = optim.build(net, Optim(name=name, peak_lr=0.1))
+    stepped(net, built, range(1))
+    optim.turn(built, lr=0.03, momentum=0.7, step=41)
+    for group in built.param_groups:
+        assert group["lr"] == 0.03
+        assert (group["betas"][0] if "betas" in group else group["momentum"]) == 0.7
+        if name == "lamb":
+            assert group["step"] == 41
+    if name == "adamw":
+        assert {state["step"].item() for state in built.state.values()} == {41}
+    optim.turn(built, lr=0.03, momentum=None, step=42)
+    group = built.param_groups[0]
+    assert (group["betas"][0] if "betas" in group else group["momentum"]) == 0.7
+
+
 def test_tensors_of_another_optimizer_are_refused():
     net = small()
     built = optim.build(net, Optim(name="lamb", peak_lr=0.1))

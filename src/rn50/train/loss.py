@@ -96,13 +96,11 @@ def _dense(
     """Return the smoothed probability of each class of each image."""
     smoothing = settings.label_smoothing
     if isinstance(labels, Dense):
-        if labels.smoothed:
-            if smoothing > 0:
-                raise UsageError(
-                    f"loss.label_smoothing is {smoothing:g}, but the target is smoothed already; "
-                    "set --label-smoothing 0 or hand over the target unsmoothed"
-                )
-            return labels.probabilities
+        if labels.smoothed and smoothing > 0:
+            raise UsageError(
+                f"loss.label_smoothing is {smoothing:g}, but the target is smoothed already; "
+                "set --label-smoothing 0 or hand over the target unsmoothed"
+            )
         target = labels.probabilities
     else:
         target = F.one_hot(labels, classes).float()

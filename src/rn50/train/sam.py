@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from rn50.config import Optim
 
@@ -29,24 +28,22 @@ def is_due(step: int, optim: Optim) -> bool:
 def ascended(model: nn.Module, rho: float) -> Iterator[None]:
     """Move the weights ``rho`` up their gradient; put them back, to the bit, at the end.
 
-    Inside, BatchNorm normalises by the batch as ever, but its running statistics, which are of the
-    weights themselves, stay as they are. If the gradient is not finite, neither are the weights
-    inside, nor the gradient found there: the loss scaler then skips the step.
+    BatchNorm's running statistics are put back too: they are of the weights themselves, and see
+    the batch once. (Switched off instead, compiled code would be compiled anew for each side of
+    the images.) If the gradient is not finite, neither are the weights inside, nor the gradient
+    found there: the loss scaler then skips the step.
     """
     moving: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    changing = [*moving, *model.buffers()]
     with torch.no_grad():
-        before = [p.detach().clone() for p in moving]
+        before = [tensor.detach().clone() for tensor in changing]
         torch._foreach_add_(moving, _ascent([p.grad for p in moving if p.grad is not None], rho))
-    for module in norms:
-        module.track_running_stats = False
     try:
         yield
     finally:
-        for module in norms:
-            module.track_running_stats = True
         with torch.no_grad():
-            torch._foreach_copy_(moving, before)
+            for tensor, value in zip(changing, before, strict=True):
+                tensor.copy_(value)
 
 
 def _ascent(gradients: list[Tensor], rho: float) -> tuple[Tensor, ...]:
