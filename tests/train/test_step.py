@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from rn50.augment.device import flip
+from rn50.augment.draws import MixDraws
+from rn50.augment.mixing import mix
 from rn50.config import Average, Hardware, Images, Loss, Model, Optim, Run
 from rn50.data.loader import Batch
 from rn50.data.plan import Request
@@ -261,3 +263,22 @@ def test_a_frozen_network_moves_its_classifier_alone_and_is_restored():
     saved = states.snapshot(state)
     assert saved.momentum.keys() == moved
     states.restore(states.new(run, COMPUTE, Group()), saved)
+
+
+@pytest.mark.parametrize(
+    "draws", [MixDraws(share=0.7, box=None), MixDraws(share=1 - 16 / 1024, box=(3, 5, 4, 4))]
+)
+def test_a_mixed_step_is_that_of_the_dense_target_smoothed_once(draws):
+    state, engine = start(RUN)
+    torch.manual_seed(0)
+    net = Plain()
+    given = batch(0)
+    given = dataclasses.replace(given, request=dataclasses.replace(given.request, mix=draws))
+    train_step(state, engine, given, Knobs(lr=0.1, average_keep=None), RUN)
+    inputs, targets = mix(engine.normalise(flip(given.images, given.flips)), given.labels, draws)
+    assert targets.dense(4).min() == 0
+    assert ((targets.dense(4) > 0).sum(1) == 2).any()
+    logits = net(inputs)
+    nn.functional.cross_entropy(logits, targets.dense(4), label_smoothing=0.1).backward()
+    for ours, theirs in zip(state.model.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
