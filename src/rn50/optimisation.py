@@ -71,7 +71,7 @@ class Schedule:
     """Shape after warm-up. triangular: a straight line from the peak down to ``final``, with a
     ``warmup_start`` of 1e-4 FFCV's; onecycle: torch's OneCycleLR, which warms up by itself."""
     warmup_epochs: Annotated[NotNegative, tyro.conf.arg(aliases=["--warmup-epochs"])] = 5.0
-    """Epochs of linear rise to the peak; the cosine fills the rest of the run."""
+    """Epochs of linear rise to the peak; the schedule fills the rest of the run, up to its tail."""
     warmup_start: Fraction = 0.01
     """Learning rate of the first step, as a share of the peak."""
     warmup_inside: bool = False

@@ -1,6 +1,7 @@
 """Recipes for ImageNet-1k."""
 
 from rn50.config import Average, Images, Loss, Model, Optim, Run, Schedule
+from rn50.recipes.scaling import scaled_lr
 
 
 def imagenet_90(batch_size: int = 1024) -> Run:
@@ -19,7 +20,7 @@ def imagenet_90(batch_size: int = 1024) -> Run:
         epochs=90,
         model=Model(num_classes=1000),
         images=Images(batch_size=batch_size, train_px=224, test_px=224, test_resize_px=256),
-        optim=Optim(peak_lr=0.1 * batch_size / 256, weight_decay=1e-4),
+        optim=Optim(peak_lr=scaled_lr(0.1, batch_size), weight_decay=1e-4),
         schedule=Schedule(warmup_epochs=5),
         loss=Loss(label_smoothing=0.0),
         average=Average(ema_horizon=0.0),
