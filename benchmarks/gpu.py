@@ -320,7 +320,8 @@ def compare_loaders(job: Job) -> Iterator[Row]:
         seconds=0.1 if job.small else 4,
         core=None,
     )
-    for row in loader.compare(task, rounds=1 if job.small else 2):
+    chosen = loader.methods(task, {})
+    for row in loader.compare(chosen, rounds=1 if job.small else 2):
         yield {**row, "cores": task.workers, "images": (job.images or Path("made")).name}
 
 

@@ -9,7 +9,7 @@ import pytest
 from contract import runs
 from rn50.cli import main
 
-COMMANDS = ("train", "download", "prepare", "verify", "eval", "recipes", "doctor")
+COMMANDS = ("train", "find-lr", "download", "prepare", "verify", "eval", "recipes", "doctor")
 
 
 def outcome(capsys, *arguments):
@@ -56,6 +56,28 @@ def test_recipes_are_listed_as_a_table_and_as_json(capsys):
     assert "tiny-imagenet-resnet50" in out
     code, out, _ = outcome(capsys, "recipes", "--format", "json")
     assert json.loads(out)["demo"]["model"]["num_classes"] == 10
+
+
+def test_a_recipe_is_shown_with_its_source_and_settings(capsys):
+    code, out, _ = outcome(capsys, "recipes", "show", "imagenet-90")
+    assert code == 0
+    assert "Source: pytorch/vision" in out
+    assert json.loads(out[out.index("{") :])["epochs"] == 90
+
+
+def test_two_recipes_are_compared_setting_by_setting(capsys):
+    code, out, _ = outcome(capsys, "recipes", "diff", "cifar10-resnet18", "cifar10-resnet50")
+    assert code == 0
+    (epochs,) = [line.split() for line in out.splitlines() if line.split()[0] == "epochs"]
+    assert epochs == ["epochs", "30", "60"]
+    assert "images.batch_size" not in out
+
+
+@pytest.mark.parametrize("words", [("show",), ("diff", "demo"), ("list", "demo")])
+def test_recipes_says_how_many_names_it_takes(capsys, words):
+    code, _, err = outcome(capsys, "recipes", *words)
+    assert code == 2
+    assert "names of recipes, not" in err
 
 
 def test_the_field_s_everyday_flags_are_accepted(capsys):

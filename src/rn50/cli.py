@@ -16,7 +16,15 @@ from rn50 import config
 from rn50.config import Hardware, Run
 from rn50.data.sources.base import Layout
 from rn50.errors import UsageError, UserError
-from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary, train_sides
+from rn50.recipes import (
+    RECIPES,
+    description,
+    equivalent_epochs,
+    published,
+    recipe,
+    summary,
+    train_sides,
+)
 
 _DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
 _AMP = {"--amp": ("--hardware.precision", "auto"), "--no-amp": ("--hardware.precision", "fp32")}
@@ -29,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands: dict[str, Callable[..., Any]] = {
             "train": _train_command(given),
+            "find-lr": _find_lr_command(given),
             "download": download,
             "prepare": prepare,
             "verify": verify,
@@ -85,8 +94,59 @@ def _train_command(given: Sequence[str]) -> Callable[..., None]:
     return train
 
 
+def _find_lr_command(given: Sequence[str]) -> Callable[..., None]:
+    """Return the ``find-lr`` command whose defaults are those of the recipe that was named."""
+    defaults = _defaults(given)
+
+    def find_lr(  # noqa: PLR0913 (an option is an argument)
+        recipe: Positional[str] = defaults.recipe,
+        /,
+        *,
+        run: Annotated[Run, arg(name="")] = defaults,
+        low: float = 1e-4,
+        high: float = 10.0,
+        steps: int = 100,
+        runs: int = 3,
+        out: str = "",
+        config: str = "",
+    ) -> None:
+        """Suggest a learning rate: train a little while it grows, several times.
+
+        Args:
+            recipe: One of `rn50 recipes`; its settings are the defaults below.
+            run: Settings.
+            low: The first learning rate.
+            high: The last learning rate.
+            steps: Learning rates, and updates, of a sweep.
+            runs: Sweeps, each with a seed of its own.
+            out: Folder for the curves and the values. Empty: runs/find-lr-<recipe>.
+            config: Take the settings of an earlier run from its config.json instead of a recipe.
+        """
+        from rn50.train.find_lr import CURVES, VALUES, find_lr
+        from rn50.train.lr_finder import Range
+
+        place = Path(out or f"runs/find-lr-{run.recipe}")
+        swept = Range(low=low, high=high, steps=steps)
+        with _progress("sweeping") as report:
+            found = find_lr(run, place, swept=swept, num_sweeps=runs, say=_say, report=report)
+        if int(os.environ.get("RANK", "0")) != 0:
+            return
+        for name, rule in (
+            ("steepest descent", found.steepest),
+            ("a tenth of the minimum's", found.minimum_tenth),
+        ):
+            _say(
+                f"{name}: mean {rule.mean:.3g}, median {rule.median:.3g}, "
+                f"geometric mean {rule.geometric_mean:.3g} of {runs} sweeps"
+            )
+        _say(f"for batches of {run.images.batch_size}, try --lr {found.suggested:.2g}")
+        _say(f"written: {place / CURVES}, {place / VALUES}")
+
+    return find_lr
+
+
 def _defaults(given: Sequence[str]) -> Run:
-    if not given or given[0] != "train":
+    if not given or given[0] not in ("train", "find-lr"):
         return recipe("demo")
     words = list(given[1:])
     if path := _option(words, "--config"):
@@ -257,21 +317,56 @@ def evaluate(
         _say_scores(scores)
 
 
-def recipes(form: Annotated[Literal["table", "json"], arg(name="format")] = "table") -> None:
-    """List the recipes.
+def recipes(
+    action: Positional[Literal["list", "show", "diff"]] = "list",
+    names: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    form: Annotated[Literal["table", "json"], arg(name="format")] = "table",
+) -> None:
+    """List the recipes; `show NAME` tells all of one; `diff A B` what two do differently.
 
     Args:
-        form: How to print them.
+        action: What to do.
+        names: One recipe to show, or two to compare.
+        form: How to print the list.
     """
+    if action == "show":
+        (name,) = _named(names, 1, "show NAME")
+        _say(f"{name}: {description(name)}\n")
+        _say(json.dumps(config.to_dict(recipe(name)), indent=2))
+        return
+    if action == "diff":
+        one, other = (config.mathematics(recipe(name)) for name in _named(names, 2, "diff A B"))
+        table = rich.table.Table("setting", *names, box=None)
+        for key in one:
+            if one[key] != other[key]:
+                table.add_row(key, str(one[key]), str(other[key]))
+        rich.console.Console().print(table)
+        return
+    _named(names, 0, "list")
     rows = [(name, RECIPES[name]()) for name in RECIPES]
     if form == "json":
         _say(json.dumps({name: config.to_dict(run) for name, run in rows}, indent=2))
         return
-    table = rich.table.Table("recipe", "epochs", "px", "224-px epochs", "what it is", box=None)
+    table = rich.table.Table(box=None)
+    for column in ("recipe", "epochs", "px", "224-px epochs", "published"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it is", min_width=20)
     for name, run in rows:
         px = f"{train_sides(run)}/{run.images.test_px}"
-        table.add_row(name, str(run.epochs), px, f"{equivalent_epochs(run):.1f}", summary(name))
-    rich.console.Console().print(table)
+        cost = f"{equivalent_epochs(run):.1f}"
+        table.add_row(name, str(run.epochs), px, cost, published(name), summary(name))
+    rich.console.Console(width=max(110, rich.console.Console().width)).print(table)
+
+
+def _named(names: tuple[str, ...], count: int, usage: str) -> tuple[str, ...]:
+    if len(names) != count:
+        raise UsageError(
+            f"`rn50 recipes {usage}` takes {count} names of recipes, not {len(names)}; "
+            "`rn50 recipes` lists them"
+        )
+    return names
 
 
 def doctor(*, json_output: Annotated[bool, arg(name="json")] = False) -> None:

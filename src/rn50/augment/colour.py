@@ -7,7 +7,7 @@ Posterize, solarize, autocontrast, equalize and invert agree exactly, the others
 """
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
 Images = UInt8[Tensor, "batch 3 height width"]
@@ -38,7 +38,8 @@ def posterize(images: Images, bits: Magnitudes) -> Images:
 
 def solarize(images: Images, threshold: Magnitudes) -> Images:
     """Invert what is at the threshold (0 to 256) or above."""
-    return torch.where(images >= _spread(threshold), ~images, images)
+    above = (images >= _spread(threshold)).view(torch.uint8)
+    return images ^ (above * 255)
 
 
 def solarize_add(images: Images, amount: Magnitudes) -> Images:
@@ -49,31 +50,32 @@ def solarize_add(images: Images, amount: Magnitudes) -> Images:
 
 def autocontrast(images: Images) -> Images:
     """Stretch each channel to reach from 0 to 255; a channel of one value is left alone."""
-    low = images.amin(dim=(2, 3), keepdim=True).float()
-    span = images.amax(dim=(2, 3), keepdim=True).float() - low
-    flat = span == 0
-    scale = torch.where(flat, 1.0, span * (1 / 255))
-    return _to_bytes((images - torch.where(flat, 0.0, low)) / scale)
+    count, _, height, width = images.shape
+    lines = images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
+    low, high = (
+        reduce(reduce(lines, 1).view(count, width, 3), 1).float()[..., None]
+        for reduce in (torch.amin, torch.amax)
+    )
+    flat = high == low
+    scale = torch.where(flat, 1.0, (high - low) * (1 / 255))
+    levels = torch.arange(256, device=images.device)
+    stretched = (levels - torch.where(flat, 0.0, low)) / scale
+    return _look_up(_places(images), stretched.clamp_(0, 255).to(torch.uint8), images)
 
 
 def equalize(images: Images) -> Images:
     """Spread the values of each channel evenly, by Pillow's integer arithmetic."""
-    pixels = images.permute(0, 2, 3, 1)
-    count, height, width, _ = pixels.shape
-    channels = torch.arange(count * 3, dtype=torch.int32, device=images.device)
-    places = (pixels + 256 * channels.view(count, 1, 1, 3)).flatten()
-    ones = torch.ones(1, dtype=torch.int32, device=images.device).expand(len(places))
-    histogram = torch.zeros(count * 3 * 256, dtype=torch.int32, device=images.device)
-    histogram = histogram.scatter_add_(0, places.long(), ones).view(-1, 256)
-    up_to = histogram.cumsum(1, dtype=torch.int32)
+    count, _, height, width = images.shape
+    places = _places(images)
+    histogram = _counts(places, count * 3 * 256).view(count, 3, 256)
+    up_to = histogram.cumsum(2, dtype=torch.int32)
     # The pixels of the greatest value present do not count: where the sum first reaches its end.
-    last = histogram.gather(1, up_to.argmax(1, keepdim=True))
+    last = histogram.gather(2, up_to.argmax(2, keepdim=True))
     step = (height * width - last) // 255
     below = up_to - histogram
     table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
     same = torch.arange(256, dtype=torch.int32, device=images.device)
-    table = torch.where(step == 0, same, table).to(torch.uint8)
-    return table.flatten().index_select(0, places).view(pixels.shape).permute(0, 3, 1, 2)
+    return _look_up(places, torch.where(step == 0, same, table).to(torch.uint8), images)
 
 
 def invert(images: Images) -> Images:
@@ -105,6 +107,30 @@ def hue(images: Images, shift: Magnitudes) -> Images:
     # As torchvision goes from floats to bytes: 256 equal parts, of which the last holds 1.0.
     levels = torch.stack(channels, -1).clamp_(0, 1).mul_(256 - 1e-3)
     return levels.to(torch.uint8).permute(0, 3, 1, 2)
+
+
+def _places(images: Images) -> Int32[Tensor, " values"]:
+    """Return where the value of each pixel and channel is in a table [batch, 3, 256], flat."""
+    pixels = images.permute(0, 2, 3, 1)
+    tables = 256 * torch.arange(3 * len(images), dtype=torch.int32, device=images.device)
+    return (pixels + tables.view(-1, 1, 1, 3)).flatten()
+
+
+def _look_up(
+    places: Int32[Tensor, " values"], table: UInt8[Tensor, "batch 3 256"], like: Images
+) -> Images:
+    count, _, height, width = like.shape
+    values = table.flatten().index_select(0, places)
+    return values.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _counts(places: Int32[Tensor, " values"], most: int) -> Int32[Tensor, " most"]:
+    if places.device.type == "cpu":
+        return places.bincount(minlength=most).to(torch.int32)
+    # Elsewhere ``bincount`` looks for the greatest place first, and the host waits for it.
+    ones = torch.ones(1, dtype=torch.int32, device=places.device).expand(len(places))
+    counts = torch.zeros(most, dtype=torch.int32, device=places.device)
+    return counts.scatter_add_(0, places.long(), ones)
 
 
 def _grey(images: Images) -> Float[Tensor, "batch 1 height width"]:

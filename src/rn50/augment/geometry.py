@@ -9,7 +9,7 @@ where a source lies within rounding of the border between two. Linear sampling i
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int8, Int32, UInt8
+from jaxtyping import Float, Float32, Float64, Int8, UInt8
 from torch import Tensor
 
 from rn50.augment.ops import Op
@@ -61,30 +61,34 @@ def affine(
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
     x = a * columns + (b * rows + c)
     y = d * columns + (e * rows + f)
-    column, row = x.round().to(torch.int32), y.round().to(torch.int32)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)
-    first = height * width * torch.arange(count, dtype=torch.int32, device=images.device)
-    start = first[:, None, None]
     if linear:
-        taken = _linear(pixels, x, y, start, height, width)
-    else:
-        places = (start + row * width + column).where(inside, 0)
-        taken = pixels.index_select(0, places.flatten())
-    outside = torch.tensor(fill, dtype=torch.uint8).to(images.device, non_blocking=True)
-    taken = torch.where(inside.flatten()[:, None], taken, outside)
-    return taken.view(count, height, width, 3).permute(0, 3, 1, 2)
+        return _linear(images, x, y, fill)
+    # A border of one pixel stands for all that lies outside, and four bytes a pixel for three, so
+    # that a pixel is fetched as one number.
+    framed = torch.empty(count, height + 2, width + 2, 4, dtype=torch.uint8, device=images.device)
+    for channel, value in enumerate(fill):
+        framed[..., channel].fill_(value)
+    framed[:, 1:-1, 1:-1, :3] = images.permute(0, 2, 3, 1)
+    x, y = x.clamp_(-1, width).round_(), y.clamp_(-1, height).round_()
+    first = (width + 2) * (height + 2) * torch.arange(count, device=images.device)
+    places = x.add_(y, alpha=width + 2).to(torch.int32)
+    places += (first + width + 3).to(torch.int32)[:, None, None]
+    taken = framed.view(torch.int32).flatten().index_select(0, places.flatten())
+    colours = taken.view(torch.uint8).view(count, height, width, 4)
+    return colours[..., :3].permute(0, 3, 1, 2)
 
 
 def _linear(
-    pixels: UInt8[Tensor, "pixels 3"],
+    images: Images,
     x: Float[Tensor, "batch height width"],
     y: Float[Tensor, "batch height width"],
-    start: Int32[Tensor, "batch 1 1"],
-    height: int,
-    width: int,
-) -> UInt8[Tensor, "pixels 3"]:
+    fill: tuple[int, int, int],
+) -> Images:
     """Mix the four pixels around each source, those beyond the edge being the edge's."""
+    count, _, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)
+    first = height * width * torch.arange(count, device=images.device)
+    start = first.to(torch.int32)[:, None, None]
     left, top = x.floor(), y.floor()
     result = torch.zeros(pixels.shape, dtype=torch.float32, device=pixels.device)
     for right in (0, 1):
@@ -95,4 +99,8 @@ def _linear(
             along = y - top if down else 1 - (y - top)
             corner = pixels.index_select(0, (start + row * width + column).flatten())
             result.addcmul_(corner, (across * along).view(-1, 1))
-    return result.round_().clamp_(0, 255).to(torch.uint8)
+    mixed = result.round_().clamp_(0, 255).to(torch.uint8).view(count, height, width, 3)
+    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+    for channel, value in enumerate(fill):
+        mixed[..., channel].masked_fill_(~inside, value)
+    return mixed.permute(0, 3, 1, 2)

@@ -1,6 +1,8 @@
 """Named runs: functions that return a ``Run``, each with its source and its results."""
 
 import difflib
+import inspect
+import re
 from collections.abc import Callable
 
 from rn50.config import Run
@@ -28,6 +30,18 @@ def recipe(name: str) -> Run:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UsageError(f"there is no recipe '{name}'{hint} Known are: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def description(name: str) -> str:
+    """Return a recipe's docstring: source, command, published and measured result."""
+    return inspect.cleandoc(RECIPES[name].__doc__ or "")
+
+
+def published(name: str) -> str:
+    """Return the published top-1 accuracy, or a dash where there is none."""
+    told = description(name).partition("Published:")[2].partition("Measured:")[0]
+    found = re.search(r"\d+\.\d+%(?: to \d+\.\d+%)?", told)
+    return found[0] if found else "–"
 
 
 def summary(name: str) -> str:

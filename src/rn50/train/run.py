@@ -100,12 +100,7 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
     compute = hardware.resolve(
         run.hardware, local_rank=group.local_rank, local_world_size=group.local_world_size
     )
-    data = run.storage.data
-    if not data:
-        if group.is_first:
-            data = str(_demo_data(run, say))
-        data = group.from_first(data)
-    dataset = labelled(PackedDataset.open(remote.local_folder(data, say=say)), run.model)
+    dataset = open_data(run, group, say)
     # The others must not look for themselves: by then the first may have made its folder.
     place = Path(group.from_first(str(folder.choose(run, resume=resume)) if group.is_first else ""))
     return _Job(
@@ -116,6 +111,30 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
         place=place,
         compute=compute,
         group=group,
+    )
+
+
+def open_data(run: Run, group: Group, say: Callable[[str], None]) -> PackedDataset:
+    """Open the data set of a run, making or fetching it first where it is not there."""
+    data = run.storage.data
+    if not data:
+        if group.is_first:
+            data = str(_demo_data(run, say))
+        data = group.from_first(data)
+    return labelled(PackedDataset.open(remote.local_folder(data, say=say)), run.model)
+
+
+def plan_of(run: Run, split: PackedSplit, group: Group) -> TrainPlan:
+    """Return this process's plan of a run over ``split``."""
+    return TrainPlan(
+        images=run.images,
+        seed=run.seed,
+        widths=split.widths,
+        heights=split.heights,
+        rank=group.rank,
+        world_size=group.world_size,
+        augment=run.augment,
+        mix=run.mix,
     )
 
 
@@ -173,16 +192,7 @@ def _state(job: _Job, saved: Saved | None) -> TrainState:
 
 def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) -> None:
     run, group, compute = job.run, job.group, job.compute
-    plan = TrainPlan(
-        images=run.images,
-        seed=run.seed,
-        widths=job.train_split.widths,
-        heights=job.train_split.heights,
-        rank=group.rank,
-        world_size=group.world_size,
-        augment=run.augment,
-        mix=run.mix,
-    )
+    plan = plan_of(run, job.train_split, group)
     timeline = Timeline(run, plan.steps_per_epoch)
     engine = Engine.of(state, run, compute, group)
     with ExitStack() as stack:
