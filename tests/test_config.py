@@ -267,11 +267,49 @@ def test_the_mathematics_are_flat_and_leave_out_how_and_where():
         ("schedule.final", {"schedule": Schedule(warmup_epochs=2.5, final=0.1)}),
         ("loss.label_smoothing", {"loss": Loss(label_smoothing=0.0)}),
         ("average.ema_horizon", {"average": Average(ema_horizon=0.5)}),
+        ("average.swa_bn_images", {"average": Average(swa_bn_images=500)}),
+        ("init_from", {"init_from": "runs/a"}),
     ],
 )
 def test_every_recipe_section_is_part_of_the_mathematics(name, change):
     one, other = config.mathematics(a_run()), config.mathematics(a_run(**change))
     assert {key for key in one if one[key] != other[key]} == {name}
+
+
+COSINE_WITH_TAIL = Schedule(warmup_epochs=1, tail_epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "averages", "reason"),
+    [
+        (COSINE_WITH_TAIL, {"swa_epochs": 3}, None),
+        (COSINE_WITH_TAIL, {"swa_epochs": 0.5, "swa_every_steps": 3}, None),
+        (Schedule(name="constant", warmup_epochs=1), {"swa_epochs": 8}, None),
+        (Schedule(name="step", milestones=(4,), warmup_epochs=1), {"swa_epochs": 5}, None),
+        (COSINE_WITH_TAIL, {"swa_epochs": 12}, "swa_epochs is 12, but only 9 of the run's 10"),
+        (COSINE_WITH_TAIL, {"swa_epochs": 9}, "swa_epochs is 9, but only 9 of the run's 10"),
+        (COSINE_WITH_TAIL, {"swa_epochs": 4}, r"tail_epochs is 3: .* give --swa-epochs 3"),
+        (
+            Schedule(name="onecycle", warmup_epochs=0),
+            {"swa_epochs": 3},
+            r"onecycle ends at almost no learning rate.* --schedule.tail-epochs 3",
+        ),
+        (
+            Schedule(warmup_epochs=1),
+            {"swa_epochs": 3},
+            r"cosine lowers the learning rate to the end.* give --schedule.tail-epochs 3",
+        ),
+        (COSINE_WITH_TAIL, {"swa_epochs": 1}, "an average of one is the model; give 2 or more"),
+        (COSINE_WITH_TAIL, {"swa_every_steps": 5}, "swa_epochs is 0, so nothing is averaged"),
+        (COSINE_WITH_TAIL, {"swa_epochs": 2, "swa_bn_images": 0}, "average.swa_bn_images is 0"),
+    ],
+)
+def test_swa_is_refused_where_it_makes_no_sense(schedule, averages, reason):
+    if reason is None:
+        assert a_run(schedule=schedule, average=Average(**averages)).average.swa_epochs > 0
+        return
+    with pytest.raises(UsageError, match=reason):
+        a_run(schedule=schedule, average=Average(**averages))
 
 
 def test_every_section_of_a_run_is_either_mathematics_or_not():

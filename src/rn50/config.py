@@ -1,9 +1,9 @@
 """Every setting of a run: frozen, typed, validated, written to JSON and read back.
 
-A ``Run`` has two halves. The recipe half (``model``, ``images``, ``augment``, ``mix``, ``optim``,
-``schedule``, ``loss``, ``average``, ``epochs``, ``seed``) fixes the mathematics. The other half
-(``hardware``, ``storage``, ``log``) fixes how and where it is computed, and can change between a
-run and its resumption.
+A ``Run`` has two halves. The recipe half (``epochs``, ``seed``, ``init_from``, ``model``,
+``images``, ``augment``, ``mix``, ``optim``, ``schedule``, ``loss``, ``average``) fixes the
+mathematics. The other half (``hardware``, ``storage``, ``log``) fixes how and where it is computed,
+and can change between a run and its resumption.
 Nothing is derived into a setting: the number of steps or the micro-batch per process are computed
 where they are used.
 """
@@ -19,6 +19,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from rn50.augmentation import Augment as Augment
 from rn50.augmentation import Mix as Mix
+from rn50.averaging import Average as Average
+from rn50.averaging import check as check_averages
 from rn50.errors import UsageError
 from rn50.optimisation import Loss as Loss
 from rn50.optimisation import Optim as Optim
@@ -123,17 +125,6 @@ class Images:
 
 
 @section
-class Average:
-    """Exponential moving average (EMA) of the model, kept as a second model."""
-
-    ema_horizon: Annotated[Fraction, tyro.conf.arg(aliases=["--ema-horizon"])] = 0.0
-    """Time constant as a fraction of the run: 0.02 averages about the last 2% of all steps, on any
-    data set and batch size. 0 keeps no average."""
-    every_steps: Count = 1
-    """Steps between two updates of the average; the horizon does not depend on it."""
-
-
-@section
 class Hardware:
     """How the run is computed. Nothing here changes what is computed, but rounding."""
 
@@ -204,6 +195,10 @@ class Run:
     """Passes over the training images."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Fixes every random draw of the run."""
+    init_from: str = ""
+    """Weights to begin from instead of random ones: a weights file, the folder of a run (its SWA,
+    else its EMA, else its model), or a state_dict of torchvision or timm (.pth, .safetensors).
+    Step 0 and a new optimizer: this is no --resume."""
     model: Model
     images: Images
     augment: Augment = Augment()
@@ -247,6 +242,11 @@ class Run:
         return self
 
     @model_validator(mode="after")
+    def _averages_make_sense(self) -> "Run":
+        check_averages(self.average, self.schedule, self.epochs)
+        return self
+
+    @model_validator(mode="after")
     def _batches_hold_pairs(self) -> "Run":
         for name, size in (
             ("images.batch_size", self.images.batch_size),
@@ -283,7 +283,7 @@ class Run:
 
 
 MATHEMATICS = (
-    *("epochs", "seed", "model", "images", "augment", "mix"),
+    *("epochs", "seed", "init_from", "model", "images", "augment", "mix"),
     *("optim", "schedule", "loss", "average"),
 )
 """Fields of ``Run`` that decide what is trained; the others only decide how and where."""
