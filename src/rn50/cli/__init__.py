@@ -1,0 +1,52 @@
+"""The commands of ``rn50``: what is typed, checked and handed on. No logic of its own."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from rn50.cli.data import download, prepare, verify
+from rn50.cli.inform import doctor, evaluate, recipes
+from rn50.cli.say import say_error
+from rn50.cli.training import find_lr_command, train_command
+from rn50.errors import UserError
+
+_DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
+_AMP = {"--amp": ("--hardware.precision", "auto"), "--no-amp": ("--hardware.precision", "fp32")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with the code that its outcome has (see ``rn50.errors``)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [word for one in given for word in _AMP.get(one, (one,))]
+    try:
+        commands: dict[str, Callable[..., Any]] = {
+            "train": train_command(given),
+            "find-lr": find_lr_command(given),
+            "download": download,
+            "prepare": prepare,
+            "verify": verify,
+            "eval": evaluate,
+            "recipes": recipes,
+            "doctor": doctor,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="rn50",
+            description=_DESCRIPTION,
+            args=given,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            sort_subcommands=False,
+        )
+    except UserError as error:
+        say_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say_error("stopped; nothing half-written is taken for whole: run the command again")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,125 @@
+"""``rn50 eval``, ``rn50 recipes`` and ``rn50 doctor``: commands that change nothing."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import rich.console
+import rich.table
+from tyro.conf import Positional, arg
+
+from rn50 import config
+from rn50.cli.say import say, say_aside, say_scores
+from rn50.config import Hardware
+from rn50.errors import UsageError
+from rn50.recipes import (
+    RECIPES,
+    description,
+    equivalent_epochs,
+    published,
+    recipe,
+    summary,
+    train_sides,
+)
+
+
+def evaluate(
+    weights: Positional[Path],
+    /,
+    *,
+    data: Annotated[str, arg(aliases=["-d"])] = "",
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Score a run or a weights file on every validation image, once.
+
+    Args:
+        weights: The folder of a run, or a weights file.
+        data: Folder made by prepare, or the URL of a copy of one; by default what the run was
+            trained on.
+        hardware: How to compute it.
+        json_output: Print JSON.
+    """
+    from rn50.data.remote import local_folder
+    from rn50.evaluate import score
+    from rn50.train.folder import data_of
+
+    scores = score(weights, local_folder(data or data_of(weights)), hardware, say=say_aside)
+    if json_output:
+        say(json.dumps(scores, indent=2))
+    else:
+        say_scores(scores)
+
+
+def recipes(
+    action: Positional[Literal["list", "show", "diff"]] = "list",
+    names: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    form: Annotated[Literal["table", "json"], arg(name="format")] = "table",
+) -> None:
+    """List the recipes; `show NAME` tells all of one; `diff A B` what two do differently.
+
+    Args:
+        action: What to do.
+        names: One recipe to show, or two to compare.
+        form: How to print the list.
+    """
+    if action == "show":
+        (name,) = _named(names, 1, "show NAME")
+        say(f"{name}: {description(name)}\n")
+        say(json.dumps(config.to_dict(recipe(name)), indent=2))
+        return
+    if action == "diff":
+        one, other = (config.mathematics(recipe(name)) for name in _named(names, 2, "diff A B"))
+        table = rich.table.Table("setting", *names, box=None)
+        for key in one:
+            if one[key] != other[key]:
+                table.add_row(key, str(one[key]), str(other[key]))
+        rich.console.Console().print(table)
+        return
+    _named(names, 0, "list")
+    rows = [(name, RECIPES[name]()) for name in RECIPES]
+    if form == "json":
+        say(json.dumps({name: config.to_dict(run) for name, run in rows}, indent=2))
+        return
+    table = rich.table.Table(box=None)
+    for column in ("recipe", "epochs", "px", "224-px epochs", "published"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it is", min_width=20)
+    for name, run in rows:
+        px = f"{train_sides(run)}/{run.images.test_px}"
+        cost = f"{equivalent_epochs(run):.1f}"
+        table.add_row(name, str(run.epochs), px, cost, published(name), summary(name))
+    rich.console.Console(width=max(110, rich.console.Console().width)).print(table)
+
+
+def _named(names: tuple[str, ...], count: int, usage: str) -> tuple[str, ...]:
+    if len(names) != count:
+        raise UsageError(
+            f"`rn50 recipes {usage}` takes {count} names of recipes, not {len(names)}; "
+            "`rn50 recipes` lists them"
+        )
+    return names
+
+
+def doctor(*, json_output: Annotated[bool, arg(name="json")] = False) -> None:
+    """Say what this machine has for training, and what would help.
+
+    Args:
+        json_output: Print JSON.
+    """
+    try:
+        from rn50.doctor import examine, refuse_impossible, table, to_json
+    except (ImportError, OSError) as error:
+        raise UsageError(
+            f"this machine cannot train as it is: {type(error).__name__}: {error}; every package "
+            "must load; install them again: pip install --force-reinstall rn50 torch torchvision"
+        ) from error
+
+    findings = examine()
+    if json_output:
+        say(json.dumps(to_json(findings), indent=2))
+    else:
+        rich.console.Console().print(table(findings))
+    refuse_impossible(findings)
