@@ -10,7 +10,7 @@ import warnings
 import fsspec
 import pytest
 
-from rn50 import durable
+from rn50 import durable, remote_files
 from rn50.cli import main
 from rn50.data import cache, remote
 from rn50.data.remote import local_folder
@@ -32,7 +32,7 @@ def _alone(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(remote_files, "_FIRST_WAIT_S", 0.0)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_path_is_returned_untouched(tmp_path):
 
 @pytest.mark.parametrize("data", ["data", "/data", "./s3:/x", "C:\\data", "C://data", "a:b"])
 def test_a_path_is_no_url(data):
-    assert not remote.is_remote(data)
+    assert not remote_files.is_remote(data)
 
 
 def test_what_a_url_names_becomes_an_equal_local_folder(web, packed):
@@ -230,7 +230,9 @@ def test_a_shard_that_is_missing_there_is_named(web):
 
 
 def test_a_server_that_is_down_is_told():
-    with pytest.raises(DataError, match=r"cannot read http://127.0.0.1:9/data.* \(4 attempts\)"):
+    with pytest.raises(
+        DataError, match=r"http://127.0.0.1:9/data.* cannot be read: .*\(4 attempts\)"
+    ):
         local_folder("http://127.0.0.1:9/data")
 
 

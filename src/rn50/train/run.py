@@ -29,6 +29,7 @@ from rn50.observe import record
 from rn50.observe.console import Console
 from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
+from rn50.remote_files import is_remote
 from rn50.train import checkpoint, folder
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
@@ -267,7 +268,7 @@ def _save(
     data = job.run.storage.data
     about = {
         "run": config.to_dict(job.run),
-        "data": data if remote.is_remote(data) else str(job.dataset.folder),
+        "data": data if is_remote(data) else str(job.dataset.folder),
         "fingerprint": job.dataset.fingerprint,
         "world_size": job.group.world_size,
         "versions": _versions(),
