@@ -22,7 +22,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 install_import_hook(
     [
         *("rn50.augment", "rn50.config", "rn50.data", "rn50.distributed", "rn50.durable"),
-        *("rn50.evaluate", "rn50.hardware", "rn50.model", "rn50.recipes", "rn50.rng"),
+        *("rn50.evaluate", "rn50.hardware", "rn50.model", "rn50.profiles", "rn50.recipes"),
+        "rn50.rng",
         "rn50.train.meter",
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",

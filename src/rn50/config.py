@@ -32,6 +32,7 @@ _Section = TypeVar("_Section")
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+ProfileName = Literal["auto", "local", "t4", "p3", "g5", "p4d", "h100"]
 
 
 @section
@@ -128,25 +129,30 @@ class Images:
 class Hardware:
     """How the run is computed. Nothing here changes what is computed, but rounding."""
 
+    profile: Annotated[ProfileName, tyro.conf.arg(aliases=["--profile"])] = "auto"
+    """Kind of machine, which decides what the settings below leave open; `rn50 hardware` tells what
+    each decides. auto: by the GPU."""
     device: Annotated[Device, tyro.conf.arg(aliases=["--device"])] = "auto"
     """auto: CUDA, else MPS, else the CPU."""
     precision: Annotated[Precision, tyro.conf.arg(aliases=["--precision"])] = "auto"
-    """Arithmetic of forward and backward; weights stay fp32. auto: bf16 where the device computes
-    it natively, else fp16 with a loss scaler on CUDA, else fp32."""
+    """Arithmetic of forward and backward; weights stay fp32. auto, as the profile says: bf16 where
+    the device computes it natively, else fp16 with a loss scaler on CUDA, else fp32."""
     micro_batch: Annotated[int, Field(ge=0), tyro.conf.arg(aliases=["--micro-batch"])] = 0
     """Images per forward pass and process; gradients are accumulated up to the batch. 0: the
-    process's whole share. BatchNorm statistics are those of one micro-batch."""
+    process's whole share, or the largest divisor of it that fits into memory. BatchNorm statistics
+    are those of one micro-batch; a resumed run keeps the one it began with."""
     workers: Annotated[int, Field(ge=0), tyro.conf.arg(aliases=["--workers", "-j"])] = 0
     """Decoding threads per process; 0: one per core available to the process."""
-    prefetch_batches: Count = 3
-    """Batches decoded ahead."""
+    prefetch_batches: Annotated[int, Field(ge=0)] = 0
+    """Batches decoded ahead; 0: as the profile says."""
     recompute: bool = False
     """Activation checkpointing: keep only the residual blocks' inputs and compute the rest anew in
     backward. A third slower, at a fraction of the memory; the same results."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over the micro-batches of all processes together; CUDA only."""
-    compile: Annotated[bool, tyro.conf.arg(aliases=["--compile"])] = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile the model with torch.compile (in short `--compile` or `--no-compile`). None: as the
+    profile says."""
     deterministic: Annotated[bool, tyro.conf.arg(aliases=["--deterministic"])] = False
     """Use only deterministic kernels, so that two runs on one GPU type agree bit for bit (CPU runs
     do without it). Slower."""

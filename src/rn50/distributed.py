@@ -82,6 +82,14 @@ class Group:
         """
         return bool(self.sum(torch.tensor([int(flag)])).item())
 
+    def least(self, value: int) -> int:
+        """Return on every process the smallest of the processes' values."""
+        if self.world_size == 1:
+            return value
+        least = torch.tensor([value])
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        return int(least.item())
+
     def share_buffers(self, *models: nn.Module) -> None:
         """Give every process the first one's BatchNorm statistics, which each keeps by itself."""
         if self.world_size == 1:

@@ -20,6 +20,7 @@ import rn50
 from rn50 import hardware
 from rn50.data import cache, decode
 from rn50.errors import UsageError
+from rn50.hardware import memory_bytes
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -198,28 +199,6 @@ def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None  # "max", or no control group at all
-
-
-def memory_bytes(
-    root: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")
-) -> tuple[int | None, int | None]:
-    """Return the bytes of memory that are free to use and those in all, where they can be told."""
-    free = total = None
-    try:
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        total = int(fields["MemTotal"].split()[0]) * 1024
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limit = int((root / name).read_text())
-        except (OSError, ValueError):
-            continue
-        total = min(limit, total) if total else limit
-        free = min(limit, free) if free else limit
-    return free, total
 
 
 def memory(free: int | None, total: int | None) -> Finding:

@@ -82,7 +82,7 @@ def score(
     nets: dict[str, nn.Module] = {n: one.net.to(compute.device) for n, one in loaded.items()}
     images = next(iter(loaded.values())).images
     with Loader(
-        compute.device, workers=compute.workers, prefetch=settings.prefetch_batches
+        compute.device, workers=compute.workers, prefetch=compute.prefetch_batches
     ) as loader:
         return evaluate(nets, dataset.split("val"), images, loader, compute, Group())
 

@@ -1,12 +1,15 @@
-"""What this machine can do: device, native precision, and threads."""
+"""What this machine can do: device, profile, native precision, threads, and memory."""
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from rn50 import profiles
 from rn50.config import Hardware
 from rn50.errors import UsageError
+from rn50.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,15 @@ class Compute:
     precision: str
     """``"fp32"``, ``"bf16"`` or ``"fp16"``."""
     workers: int
+    micro_batch: int = 0
+    """Images per forward pass; 0: the process's whole share of the batch."""
+    prefetch_batches: int = 2
+    compile: bool = False
+    profile: str = "local"
+    why: str = ""
+    """Why this profile, for people."""
+    note: str = ""
+    """What the user should know about the choice; mostly empty."""
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -30,13 +42,18 @@ class Compute:
 
 
 def resolve(hardware: Hardware, *, local_rank: int = 0, local_world_size: int = 1) -> Compute:
-    """Choose device, precision and threads of this process, and set the global switches.
+    """Choose how this process computes, and set the global switches.
+
+    What the section says holds; what it leaves open is as the profile says. The micro-batch stays
+    open: whether the batch fits into memory, only training itself can tell.
 
     Raises:
-        UsageError: The device or the precision asked for is not there.
+        UsageError: The device or the precision asked for is not there, or the profile is for
+            another machine.
     """
-    device = _device(device_type(hardware), local_rank)
-    precision = _precision(hardware.precision, device)
+    device = _device(hardware, local_rank)
+    profile, why, note = _profile(hardware, device)
+    precision = _precision(hardware.precision, profile, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         matmul = "tf32" if hardware.tf32 else "ieee"
@@ -46,8 +63,17 @@ def resolve(hardware: Hardware, *, local_rank: int = 0, local_world_size: int = 
     if hardware.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    workers = hardware.workers or max(1, available_cores() // local_world_size)
-    return Compute(device=device, precision=precision, workers=workers)
+    return Compute(
+        device=device,
+        precision=precision,
+        workers=hardware.workers or max(1, available_cores() // local_world_size),
+        micro_batch=hardware.micro_batch,
+        prefetch_batches=hardware.prefetch_batches or profile.prefetch_batches,
+        compile=profile.compile if hardware.compile is None else hardware.compile,
+        profile=profile.name,
+        why=why,
+        note=note,
+    )
 
 
 def available_cores() -> int:
@@ -91,17 +117,71 @@ def _cpu_name() -> str:
 
 
 def device_type(hardware: Hardware) -> str:
-    """Return ``"cuda"``, ``"mps"`` or ``"cpu"``: as the section asks, or the best there is."""
+    """Return ``"cuda"``, ``"mps"`` or ``"cpu"``: as asked, as the profile is for, or the best."""
     if hardware.device != "auto":
         return hardware.device
-    if torch.cuda.is_available():
+    for_cuda = hardware.profile not in ("auto", "local")
+    if for_cuda or (hardware.profile == "auto" and torch.cuda.is_available()):
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _device(asked: str, local_rank: int) -> torch.device:
+def memory_bytes(
+    root: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")
+) -> tuple[int | None, int | None]:
+    """Return the host's bytes of memory that are free to use, and those in all.
+
+    Both heed the limit of a container (the control group below ``root``); None where they cannot
+    be told.
+    """
+    free = total = None
+    try:
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        total = int(fields["MemTotal"].split()[0]) * 1024
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((root / name).read_text())
+        except (OSError, ValueError):
+            continue
+        total = min(limit, total) if total else limit
+        free = min(limit, free) if free else limit
+    return free, total
+
+
+def device_memory_bytes(device: torch.device) -> int | None:
+    """Return the bytes of memory in all that the device computes in, or None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return memory_bytes()[1]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the device's, or the host's, memory is full.
+
+    CUDA has a type for it, but cuDNN, cuBLAS, MPS and the CPU's allocator only a text.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    texts = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def _device(hardware: Hardware, local_rank: int) -> torch.device:
+    asked = device_type(hardware)
     if asked == "cuda":
         if not torch.cuda.is_available():
+            if hardware.device == "auto":
+                machine = profiles.PROFILES[hardware.profile].machine
+                raise UsageError(
+                    f"profile {hardware.profile} is for {machine}, but torch finds no CUDA GPU; "
+                    "use --profile auto"
+                )
             raise UsageError("device is cuda, but torch finds no CUDA GPU; use --device auto")
         if local_rank >= torch.cuda.device_count():
             raise UsageError(
@@ -114,11 +194,38 @@ def _device(asked: str, local_rank: int) -> torch.device:
     return torch.device(asked)
 
 
-def _precision(asked: str, device: torch.device) -> str:
-    if asked == "auto":
-        if has_native_bf16(device):
-            return "bf16"
-        return "fp16" if device.type == "cuda" else "fp32"
+def _profile(hardware: Hardware, device: torch.device) -> tuple[Profile, str, str]:
+    """Return the profile, why it was chosen, and what to tell the user of it (mostly nothing)."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    fitting = profiles.nearest(capability)
+    found = describe(device)
+    if capability is not None:
+        found += f", compute capability {capability[0]}.{capability[1]}"
+    if hardware.profile == "auto":
+        return fitting, found, ""
+    asked = profiles.PROFILES[hardware.profile]
+    if (asked.capability is None) != (capability is None):
+        raise UsageError(
+            f"profile {asked.name} is for {asked.machine}, but the device is {device.type}; use "
+            f"--profile {fitting.name} or auto"
+        )
+    note = ""
+    if asked is not fitting:
+        note = f"profile {asked.name} as asked; for this device ({found}) auto takes {fitting.name}"
+    return asked, f"asked for; here is {found}", note
+
+
+def _precision(asked: str, profile: Profile, device: torch.device) -> str:
     if asked == "fp16" and device.type == "cpu":
         raise UsageError("precision is fp16, which a CPU does not train in; use bf16 or fp32")
-    return asked
+    chosen = profile.precision if asked == "auto" else asked
+    if chosen == "auto":
+        return "bf16" if has_native_bf16(device) else "fp32"
+    if chosen == "bf16" and device.type == "cuda" and not has_native_bf16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        remedy = "--profile auto" if asked == "auto" else "--precision fp16"
+        raise UsageError(
+            f"precision is bf16, which {describe(device)} only emulates: its compute capability is "
+            f"{major}.{minor}, and bf16 needs 8.0 or above; use {remedy}"
+        )
+    return chosen

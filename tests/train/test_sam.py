@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rn50.config import Hardware, Loss, Model, Optim
+from rn50.config import Loss, Model, Optim
 from rn50.distributed import Group
 from rn50.model import resnet
 from rn50.train import sam
@@ -58,11 +58,10 @@ def test_a_sharpness_aware_step_is_the_formula_written_out():
 @pytest.mark.parametrize("micro_batch", [3, 4])
 def test_the_ascent_is_along_the_gradient_of_the_whole_batch_whatever_the_micro_batch(micro_batch):
     whole, engine = start(SAM)
-    run = dataclasses.replace(SAM, hardware=Hardware(micro_batch=micro_batch))
-    parts, parts_engine = start(run)
+    parts, parts_engine = start(SAM, micro_batch=micro_batch)
     for seed in range(2):
         train_step(whole, engine, batch(seed), AT, SAM)
-        train_step(parts, parts_engine, batch(seed), AT, run)
+        train_step(parts, parts_engine, batch(seed), AT, SAM)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
     whole.meter.drain()
     assert whole.meter.epoch.images == 16

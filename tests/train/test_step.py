@@ -8,7 +8,7 @@ from torch import nn
 from rn50.augment.device import flip
 from rn50.augment.draws import MixDraws
 from rn50.augment.mixing import mix
-from rn50.config import Average, Hardware, Images, Loss, Model, Optim, Run
+from rn50.config import Average, Images, Loss, Model, Optim, Run
 from rn50.data.loader import Batch
 from rn50.data.plan import Request
 from rn50.distributed import Group
@@ -54,10 +54,11 @@ def batch(seed: int) -> Batch:
     )
 
 
-def start(run: Run) -> tuple[states.TrainState, Engine]:
+def start(run: Run, *, micro_batch: int = 0) -> tuple[states.TrainState, Engine]:
     torch.manual_seed(0)
-    state = states.of_model(Plain(), run, COMPUTE, Group())
-    return state, Engine.of(state, run, COMPUTE, Group())
+    compute = dataclasses.replace(COMPUTE, micro_batch=micro_batch)
+    state = states.of_model(Plain(), run, compute, Group())
+    return state, Engine.of(state, run, compute, Group())
 
 
 def weights(state: states.TrainState) -> torch.Tensor:
@@ -97,11 +98,10 @@ def test_accumulation_gives_the_update_of_the_whole_batch_also_with_a_smaller_la
     micro_batch,
 ):
     whole, engine = start(RUN)
-    run = dataclasses.replace(RUN, hardware=Hardware(micro_batch=micro_batch))
-    parts, parts_engine = start(run)
+    parts, parts_engine = start(RUN, micro_batch=micro_batch)
     for seed in range(2):
         train_step(whole, engine, batch(seed), Knobs(lr=0.1, average_keep=0.5), RUN)
-        train_step(parts, parts_engine, batch(seed), Knobs(lr=0.1, average_keep=0.5), run)
+        train_step(parts, parts_engine, batch(seed), Knobs(lr=0.1, average_keep=0.5), RUN)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-5, atol=1e-6)
     whole.meter.drain()
     parts.meter.drain()
@@ -232,12 +232,12 @@ def dropping(rate: float, *, step: int = 0, micro_batch: int = 0, seed: int = 0)
         RUN,
         seed=seed,
         model=Model(arch="resnet18", num_classes=4, stochastic_depth=rate),
-        hardware=Hardware(micro_batch=micro_batch),
     )
+    compute = dataclasses.replace(COMPUTE, micro_batch=micro_batch)
     torch.manual_seed(0)
-    state = states.of_model(Dropping(), run, COMPUTE, Group())
+    state = states.of_model(Dropping(), run, compute, Group())
     state.step = step
-    engine = Engine.of(state, run, COMPUTE, Group())
+    engine = Engine.of(state, run, compute, Group())
     train_step(state, engine, batch(0), Knobs(lr=0.1, average_keep=None), run)
     return weights(state)
 

@@ -14,13 +14,18 @@ from rn50.cli.training import find_lr_command, train_command
 from rn50.errors import UserError
 
 _DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
-_AMP = {"--amp": ("--hardware.precision", "auto"), "--no-amp": ("--hardware.precision", "fp32")}
+_SHORT = {
+    "--amp": ("--hardware.precision", "auto"),
+    "--no-amp": ("--hardware.precision", "fp32"),
+    "--compile": ("--hardware.compile", "True"),
+    "--no-compile": ("--hardware.compile", "False"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with the code that its outcome has (see ``rn50.errors``)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    given = [word for one in given for word in _AMP.get(one, (one,))]
+    given = [word for one in given for word in _SHORT.get(one, (one,))]
     try:
         commands: dict[str, Callable[..., Any]] = {
             "train": train_command(given),

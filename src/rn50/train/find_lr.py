@@ -51,7 +51,7 @@ def find_lr(
         )
         split = open_data(run, group, say).split("train")
         loader = stack.enter_context(
-            Loader(compute.device, workers=compute.workers, prefetch=run.hardware.prefetch_batches)
+            Loader(compute.device, workers=compute.workers, prefetch=compute.prefetch_batches)
         )
 
         def batches(of_seed: Run) -> Iterator[Batch]:

@@ -198,7 +198,7 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
     engine = Engine.of(state, run, compute, group)
     with ExitStack() as stack:
         loader = stack.enter_context(
-            Loader(compute.device, workers=compute.workers, prefetch=run.hardware.prefetch_batches)
+            Loader(compute.device, workers=compute.workers, prefetch=compute.prefetch_batches)
         )
         write, sync = _observe(job, state, timeline, stack, resumed=resumed)
         surroundings = Surroundings(

@@ -39,7 +39,7 @@ class Engine:
             net.recompute(run.hardware.recompute)
         if run.hardware.sync_batchnorm:
             group.synchronised(net, compute.device)
-        if run.hardware.compile:
+        if compute.compile:
             # The average and the checkpoints keep using the bare model, which shares its weights.
             net = torch.compile(net)  # type: ignore[assignment]
         normalise = Normalise(run.images.mean, run.images.std).to(compute.device)
@@ -75,7 +75,7 @@ def _backward(
 ) -> None:
     """Put the gradient of the whole batch, over all processes, into the weights' ``grad``."""
     count = len(batch.labels)
-    size = run.hardware.micro_batch or count
+    size = engine.compute.micro_batch or count
     for start in range(0, count, size):
         part = slice(start, start + size)
         with engine.group.accumulating(engine.net, last=start + size >= count):
