@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from rn50.train.state import Snapshot
 
 FORMAT = 1
 FOLDER = "checkpoints"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+LATEST = "LATEST"
+"""The file with the name of the newest checkpoint: for people; a reader looks for itself."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -47,31 +50,48 @@ def save(run_dir: Path, snapshot: Snapshot, about: dict[str, Any], *, keep: int)
         UsageError: The disk is full or cannot be written; the earlier checkpoints are untouched.
         DataError: What was read back is not what was written: the disk is failing.
     """
+    target = publish(run_dir, snapshot.step, lambda aside: _write(aside, snapshot, about))
+    with durable.explained(target):
+        for old in _folders(run_dir)[keep:]:
+            _discard(old)
+    return target
+
+
+def publish(run_dir: Path, step: int, fill: Callable[[Path], None]) -> Path:
+    """Publish, once it verifies, the checkpoint whose files ``fill`` puts into an empty folder.
+
+    Raises:
+        UsageError, DataError: As ``save`` says.
+    """
     folder = run_dir / FOLDER
-    target = path(run_dir, snapshot.step)
+    target = path(run_dir, step)
     aside = folder / f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
     with durable.explained(target):
         folder.mkdir(parents=True, exist_ok=True)
         _discard(aside)
         try:
             aside.mkdir()
-            _write(aside, snapshot, about)
-            _verify(aside)
+            fill(aside)
+            verify(aside)
             _discard(target)
             os.rename(aside, target)
         except BaseException:
             _discard(aside)
             raise
         durable.sync_folder(folder)
-        durable.write_text(folder / "LATEST", target.name + "\n")
-        for old in _folders(run_dir)[keep:]:
-            _discard(old)
+        durable.write_text(folder / LATEST, target.name + "\n")
     return target
 
 
 def path(run_dir: Path, step: int) -> Path:
     """Return where the checkpoint of ``step`` lies."""
     return run_dir / FOLDER / f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's folder by its name, or None where it names none."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def newest(run_dir: Path) -> tuple[Saved | None, list[str]]:
@@ -92,7 +112,7 @@ def load(path: Path) -> Saved:
         DataError: A file is missing, cut off or altered.
     """
     try:
-        _verify(path)
+        verify(path)
         state = json.loads((path / "state.json").read_bytes())
         if state["format"] != FORMAT:
             raise DataError(f"{path} has format {state['format']}; this version reads {FORMAT}")
@@ -144,12 +164,17 @@ def _write(folder: Path, snapshot: Snapshot, about: dict[str, Any]) -> None:
     }
     for name, data in parts.items():
         durable.write_bytes(folder / name, data)
-    durable.write_json(folder / _MANIFEST, manifest)
+    durable.write_json(folder / MANIFEST, manifest)
 
 
-def _verify(folder: Path) -> None:
+def verify(folder: Path) -> None:
+    """Compare each file of a checkpoint's folder with its manifest.
+
+    Raises:
+        DataError: A file is missing, cut off or altered.
+    """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         for name, part in manifest.items():
             path = folder / name
             if path.stat().st_size != part["bytes"]:
@@ -169,7 +194,7 @@ def _folders(run_dir: Path) -> list[Path]:
     folder = run_dir / FOLDER
     if not folder.is_dir():
         return []
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+    found = [(step, p) for p in folder.iterdir() if (step := step_of(p.name)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
