@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from rn50.config import Images, Model
+from rn50.config import Images, Model, Schedule
 from rn50.errors import UsageError
 from rn50.recipes import equivalent_epochs, recipe, train_sides
 from rn50.recipes.scaling import (
+    at_length,
     composer_sizes,
     coupled_decay,
     decoupled_decay,
@@ -125,3 +126,27 @@ def test_the_small_stem_takes_smaller_steps():
     assert dataclasses.replace(run, images=images).images.px_at(29) == 40
     with pytest.raises(UsageError, match="must be divisible by 32"):
         dataclasses.replace(run, images=images, model=Model(num_classes=200))
+
+
+def test_a_run_of_another_length_keeps_the_share_of_every_phase():
+    run = recipe("imagenet-90")
+    run = dataclasses.replace(
+        run,
+        images=dataclasses.replace(run.images, sizes=((0, 128), (30, 160), (89, 224))),
+        schedule=Schedule(
+            name="step",
+            warmup_epochs=9,
+            milestones=(30, 60),
+            tail_epochs=18,
+            tail_anneal_epochs=3,
+        ),
+    )
+    short = at_length(run, 10)
+    assert short.epochs == 10
+    assert short.images.sizes == ((0, 128), (3, 160), (9, 224))
+    assert short.schedule.warmup_epochs == pytest.approx(1)
+    assert short.schedule.milestones == pytest.approx((30 / 9, 60 / 9))
+    assert short.schedule.tail_epochs == pytest.approx(2)
+    assert short.schedule.tail_anneal_epochs == pytest.approx(1 / 3)
+    assert at_length(run, 90) == run
+    assert at_length(run, 2).images.sizes == ((0, 128), (1, 224))

@@ -1,8 +1,10 @@
 """Settings carried from one batch size, optimizer or peer to another, as functions of recipes."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
+from rn50.config import Run
 from rn50.errors import UsageError
 
 SIZE_STEP = 32
@@ -46,6 +48,34 @@ def decoupled_decay(coupled: float, *, peak_lr: float, momentum: float) -> float
 def coupled_decay(decoupled: float, *, peak_lr: float, momentum: float) -> float:
     """Return the coupled weight decay of a decoupled one: the inverse of ``decoupled_decay``."""
     return decoupled * (1 - momentum) / peak_lr
+
+
+def at_length(run: Run, epochs: int) -> Run:
+    """Return a run of another length, in which every phase keeps its share of the whole.
+
+    Warm-up, milestones, tail and image sizes move with the number of epochs. Horizons of averages
+    and OneCycle's rise are shares already. Of two sizes that would begin in the same epoch, the
+    later one stays. Tested: the shares, and that the own length changes nothing.
+
+    Args:
+        run: Any run.
+        epochs: The new length.
+    """
+    share, schedule = epochs / run.epochs, run.schedule
+    begun = {min(round(epoch * share), epochs - 1): px for epoch, px in run.images.sizes}
+    return replace(
+        run,
+        epochs=epochs,
+        images=replace(run.images, sizes=tuple(begun.items())),
+        schedule=replace(
+            schedule,
+            warmup_epochs=schedule.warmup_epochs * share,
+            milestones=tuple(epoch * share for epoch in schedule.milestones),
+            tail_epochs=schedule.tail_epochs * share,
+            tail_anneal_epochs=schedule.tail_anneal_epochs * share,
+            tail_cycle_epochs=schedule.tail_cycle_epochs * share,
+        ),
+    )
 
 
 def ffcv_sizes(low: int, high: int, *, start: int, end: int) -> Sizes:
