@@ -237,7 +237,7 @@ def open_files() -> Finding:
     infinite = resource.RLIM_INFINITY
     found = " of at most ".join("unlimited" if n == infinite else str(n) for n in (soft, hard))
     if hard != infinite and hard < _LEAST_FILES:
-        advice = f"shards are mapped, each is an open file: allow {_LEAST_FILES} (ulimit -Hn)"
+        advice = f"each shard is an open file: allow {_LEAST_FILES} (ulimit -Hn)"
         return Finding("open files", found, "problem", advice)
     return Finding("open files", found)
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from importlib import resources
 from pathlib import Path
 
@@ -158,34 +159,50 @@ def test_photographs_are_those_of_the_decoder_written_out_to_the_bit(decoder, tm
         assert torch.equal(at_once(decoder, photographs, request), one_by_one(photographs, request))
 
 
+def lead_to(jobs, row: int, data: bytes, file) -> None:
+    """Make a job read other bytes, which are appended to an open file."""
+    file.seek(0, os.SEEK_END)
+    jobs[row]["file"], jobs[row]["offset"], jobs[row]["size"] = (
+        file.fileno(),
+        file.tell(),
+        len(data),
+    )
+    file.write(data)
+    file.flush()
+
+
 def test_damaged_and_four_coloured_images_are_refused_and_the_others_are_decoded(decoder, split):
     request = crops(split, 32, 0)
     out = torch.zeros(len(request.ids), 32, 32, 3, dtype=torch.uint8)
     jobs = native.make_jobs(split, request, out)
     whole = jpeg(64, 48, 0, subsampling="4:4:4")
     bad = [whole[: len(whole) // 2], b"", bytes(500), jpeg(64, 48, mode="CMYK"), jpeg(63, 48)]
-    kept = [np.frombuffer(data or b"\0", np.uint8) for data in bad]
-    for row, (data, array) in enumerate(zip(bad, kept, strict=True)):
-        jobs[row]["jpeg"], jobs[row]["size"] = array.ctypes.data, len(data)
-        jobs[row]["image_w"], jobs[row]["image_h"] = 64, 48
-    assert decoder.decode(jobs, 32) == list(range(len(bad)))
-    assert torch.equal(out[len(bad) :], one_by_one(split, request)[len(bad) :])
+    with tempfile.TemporaryFile() as file:
+        for row, data in enumerate(bad):
+            lead_to(jobs, row, data, file)
+            jobs[row]["image_w"], jobs[row]["image_h"] = 64, 48
+        jobs[len(bad)]["file"], jobs[len(bad)]["offset"] = file.fileno(), 1 << 40  # beyond its end
+        jobs[len(bad) + 1]["file"] = 9999  # no open file
+        count = len(bad) + 2
+        assert decoder.decode(jobs, 32) == list(range(count))
+        assert torch.equal(out[count:], one_by_one(split, request)[count:])
 
 
 def test_an_image_after_a_damaged_one_is_decoded(decoder, split):
     request = crops(split, 32, 0)
     expected = one_by_one(split, request)
     draws = np.random.default_rng(0)
-    for _ in range(200):
-        out = torch.zeros(len(request.ids), 32, 32, 3, dtype=torch.uint8)
-        jobs = native.make_jobs(split, request, out)
-        row = int(draws.integers(len(jobs) - 1))
-        data = np.frombuffer(split.jpeg(int(request.ids[row])), np.uint8).copy()
-        places = draws.integers(len(data), size=8)
-        data[places] = draws.integers(256, size=8)
-        jobs[row]["jpeg"] = data.ctypes.data
-        assert decoder.decode(jobs[row : row + 2], 32) in ([], [0])
-        assert torch.equal(out[row + 1], expected[row + 1])
+    with tempfile.TemporaryFile() as file:
+        for _ in range(200):
+            out = torch.zeros(len(request.ids), 32, 32, 3, dtype=torch.uint8)
+            jobs = native.make_jobs(split, request, out)
+            row = int(draws.integers(len(jobs) - 1))
+            data = np.frombuffer(split.jpeg(int(request.ids[row])), np.uint8).copy()
+            places = draws.integers(len(data), size=8)
+            data[places] = draws.integers(256, size=8)
+            lead_to(jobs, row, data.tobytes(), file)
+            assert decoder.decode(jobs[row : row + 2], 32) in ([], [0])
+            assert torch.equal(out[row + 1], expected[row + 1])
 
 
 def batches(split, workers: int) -> list[torch.Tensor]:

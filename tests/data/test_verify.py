@@ -95,9 +95,9 @@ def written(folder: Path, images: list[tuple[bytes, int, tuple[int, int]]]) -> P
     entry, index = writer.close()
     manifest = {
         "format": 1,
-        "classes": [{"id": "a", "name": "a"}],
+        "classes": [{"id": name, "name": name} for name in "ab"],
         "splits": {"train": entry},
-        "fingerprint": fingerprint([ClassName("a", "a")], [("train", index)]),
+        "fingerprint": fingerprint([ClassName(n, n) for n in "ab"], [("train", index)]),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
@@ -109,8 +109,8 @@ def written(folder: Path, images: list[tuple[bytes, int, tuple[int, int]]]) -> P
         (jpeg(0)[:-100], 0, (24, 16), "it cannot be decoded"),
         (jpeg(0, "CMYK"), 0, (24, 16), "it is a CMYK JPEG"),
         (jpeg(0), 0, (16, 24), r"it has 24×16 pixels, not 16×24"),
-        (jpeg(0), 1, (24, 16), "its highest label is 1, of no class"),
-        (jpeg(0), 1, (24, 16), "class 'a' has no images"),
+        (jpeg(0), 2, (24, 16), "has the label 2, and there are 2 classes"),
+        (jpeg(0), 0, (24, 16), "class 'b' has no images"),
     ],
 )
 def test_what_a_wrong_packer_wrote_is_found(tmp_path, data, label, size, problem):
@@ -134,6 +134,6 @@ def test_an_index_out_of_order_is_found(tmp_path):
 
 
 def test_many_problems_are_counted_and_the_first_are_listed(tmp_path):
-    images = [(jpeg(i), 0, (1, 1)) for i in range(25)]
+    images = [(jpeg(i), i // 24, (1, 1)) for i in range(25)]
     with pytest.raises(DataError, match=r"damaged in 25 places(.|\n)*… and 5 more"):
         verify(written(tmp_path, images))

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rn50.data import native, turbojpeg
+from rn50.data.index import Expected
+from rn50.data.shards import image_digest
 
 
 class ImageDecodeError(Exception):
-    """An image's bytes are not a whole JPEG."""
+    """An image's bytes are not a whole JPEG, or not the one that was packed."""
 
 
 def decoder_name() -> str:
@@ -56,39 +58,51 @@ class Decoder:
         self._turbo = None if lib is None else turbojpeg.TurboJpeg(lib)
 
     def pixels(
-        self, jpeg: memoryview, box: Int64[np.ndarray, " 4"] | None = None
+        self,
+        jpeg: bytes | memoryview,
+        box: Int64[np.ndarray, " 4"] | None = None,
+        expected: Expected | None = None,
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Return the crop ``box`` (top, left, height, width) of an image, or all of it, as RGB.
 
         The result is only valid until the next call. The EXIF orientation is ignored, as
-        torchvision and timm do.
+        torchvision and timm do. What TurboJPEG decodes without complaint is taken; all else must
+        have the digest that is ``expected``, where one is, before Pillow may try.
 
         Raises:
-            ImageDecodeError: The image is damaged or cut off.
+            ImageDecodeError: The image is damaged, cut off, or not the one expected.
         """
         if self._turbo is not None:
             try:
-                return self._turbo.decode(jpeg, box)
+                return self._turbo.decode(jpeg, box, expected and (expected.width, expected.height))
             except turbojpeg.TurboJpegError:
                 pass  # Pillow decides: it accepts harmless oddities and refuses cut-off files.
-        return _pillow(jpeg, box)
+        return _pillow(jpeg, box, expected)
 
     def crop_resized(
-        self, jpeg: memoryview, box: Int64[np.ndarray, " 4"], out: UInt8[Tensor, "px px 3"]
+        self,
+        jpeg: bytes | memoryview,
+        box: Int64[np.ndarray, " 4"],
+        out: UInt8[Tensor, "px px 3"],
+        expected: Expected | None = None,
     ) -> None:
         """Write the crop ``box``, resized to the square ``out``, antialiased bilinear."""
         px = out.shape[0]
-        out.copy_(_resize(self.pixels(jpeg, box), px, px)[0].permute(1, 2, 0))
+        out.copy_(_resize(self.pixels(jpeg, box, expected), px, px)[0].permute(1, 2, 0))
 
     def center_resized(
-        self, jpeg: memoryview, resize_px: int, out: UInt8[Tensor, "px px 3"]
+        self,
+        jpeg: bytes | memoryview,
+        resize_px: int,
+        out: UInt8[Tensor, "px px 3"],
+        expected: Expected | None = None,
     ) -> None:
         """Write the centre of the image whose shorter side was resized to ``resize_px``.
 
         Equal to torchvision's ``Resize(resize_px)`` and ``CenterCrop(px)`` on a PIL image, within
         the rounding of the two resizers (2/255 at most).
         """
-        pixels = self.pixels(jpeg)
+        pixels = self.pixels(jpeg, None, expected)
         height, width = pixels.shape[:2]
         px = out.shape[0]
         if height <= width:
@@ -111,13 +125,24 @@ def _resize(
     )
 
 
+def check_digest(jpeg: bytes | memoryview, expected: Expected) -> None:
+    """Raise ``ImageDecodeError`` unless these are the bytes that were packed."""
+    if image_digest(jpeg) != expected.digest:
+        raise ImageDecodeError("its bytes are not those that were packed")
+
+
 def _pillow(
-    jpeg: memoryview, box: Int64[np.ndarray, " 4"] | None
+    jpeg: bytes | memoryview, box: Int64[np.ndarray, " 4"] | None, expected: Expected | None
 ) -> UInt8[np.ndarray, "height width 3"]:
+    if expected is not None:
+        check_digest(jpeg, expected)
     try:
-        with Image.open(io.BytesIO(jpeg)) as image:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            if expected is not None and image.size != (expected.width, expected.height):
+                raise ImageDecodeError(f"it has {image.width}×{image.height} pixels")
             pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # Pillow's decoders raise any of these for a damaged file.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ImageDecodeError(str(error)) from error
     if box is None:
         return pixels

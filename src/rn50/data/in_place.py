@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rn50.data.conversion import Converted
+from rn50.data.index import Records
 from rn50.data.journal import Workplace
 from rn50.data.shard_writer import SHARD_BYTES
-from rn50.data.shards import Records
 from rn50.data.sources import splits, webdataset
 from rn50.data.sources.base import Layout, Source, SourceImage
 from rn50.data.sources.detect import DEMO, open_source

@@ -1,7 +1,7 @@
 """Batches: decoded by threads into reused buffers, in the order of the requests.
 
 Threads, not processes: decoding and resizing release the interpreter's lock, so that the batch
-buffers, the mapped shards and the plan exist once, nothing is pickled, and nothing is left behind
+buffers, the open shards and the plan exist once, nothing is pickled, and nothing is left behind
 by a killed run. What a thread writes is decided by the request alone, so any number of threads
 gives the same bytes.
 """

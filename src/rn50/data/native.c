@@ -1,4 +1,4 @@
-/* From JPEG bytes in memory to square uint8 RGB images in a batch, many in one call.
+/* From JPEGs in open files to square uint8 RGB images in a batch, many in one call.
  *
  * The caller releases the interpreter's lock for the whole call, so that threads do not wait for
  * each other between images. libjpeg-turbo decodes the region that an image needs (its functions
@@ -6,15 +6,15 @@
  * the fixed-point precision and the order of torch's uint8 kernel, and its result is the same to
  * the bit. Compiled by native.py.
  */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
-#endif
-#if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 typedef struct { int x, y, w, h; } Region; /* tjregion */
@@ -29,17 +29,17 @@ typedef struct {
 } TurboJpeg;
 
 enum { INIT_DECOMPRESS = 1, FORMAT_RGB = 0, SUBSAMPLING = 4, WIDTH = 5, HEIGHT = 6, COLORSPACE = 8 };
-enum { DONE = 0, REFUSED = 1, NO_MEMORY = 2 };
+enum { DONE = 0, REFUSED = 1, NO_MEMORY = 2, UNREADABLE = 3 };
 
 /* One image; native.py has the same as a NumPy dtype. */
 typedef struct {
-  uint64_t jpeg, size;
+  uint64_t offset, size;             /* of the JPEG, in the file */
   int32_t image_h, image_w;          /* as the index has them */
   int32_t top, left, height, width;  /* the crop */
   int32_t new_h, new_w;              /* what the crop is resized to */
   int32_t out_top, out_left;         /* the px x px window of it that is wanted */
   uint64_t out;
-  int32_t status, unused;
+  int32_t status, file;
 } Job;
 
 typedef struct { int start, count; } Span;
@@ -56,8 +56,8 @@ typedef struct {
 typedef struct {
   TurboJpeg turbo;
   void *handle;
-  uint8_t *pixels, *rows;
-  size_t pixels_room, rows_room;
+  uint8_t *jpeg, *pixels, *rows;
+  size_t jpeg_room, pixels_room, rows_room;
   Axis x, y;
 } Decoder;
 
@@ -267,11 +267,23 @@ static void columns(int subsampling, int left, int width, int image_w, int *star
   *count = (end < image_w ? end : image_w) - *start;
 }
 
+/* Not mapped: a file that is cut short while it is mapped ends the process. */
+static int read_all(int file, uint64_t offset, uint8_t *to, size_t size) {
+  while (size) {
+    ssize_t got = pread(file, to, size, (off_t)offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return 0;
+    to += got, offset += (uint64_t)got, size -= (size_t)got;
+  }
+  return 1;
+}
+
 static int decode_one(Decoder *d, Job *job, int px) {
   const TurboJpeg *t = &d->turbo;
-  const uint8_t *jpeg = (const uint8_t *)(uintptr_t)job->jpeg;
   uint8_t *out = (uint8_t *)(uintptr_t)job->out;
-  if (!d->handle) return NO_MEMORY;
+  if (!d->handle || !grow(&d->jpeg, &d->jpeg_room, job->size)) return NO_MEMORY;
+  const uint8_t *jpeg = d->jpeg;
+  if (!read_all(job->file, job->offset, d->jpeg, job->size)) return UNREADABLE;
   if (t->header(d->handle, jpeg, job->size)) return REFUSED;
   int colours = t->get(d->handle, COLORSPACE);
   if (colours == 3 || colours == 4) return REFUSED; /* CMYK, YCCK */
@@ -310,7 +322,7 @@ void rn50_decoder_free(Decoder *d) {
   if (d->handle) d->turbo.destroy(d->handle);
   Axis *axes[] = {&d->x, &d->y};
   for (int i = 0; i < 2; i++) free(axes[i]->weights), free(axes[i]->exact), free(axes[i]->spans);
-  free(d->pixels), free(d->rows), free(d);
+  free(d->jpeg), free(d->pixels), free(d->rows), free(d);
 }
 
 Decoder *rn50_decoder_new(const TurboJpeg *functions) {
@@ -340,15 +352,14 @@ int rn50_decode(Decoder *d, Job *jobs, int count, int px) {
   return failed;
 }
 
-/* Ask for the pages of images that will be decoded soon, so that a cold disk reads ahead. */
+/* Ask for images that will be decoded soon, so that a cold disk reads ahead. */
 void rn50_read_ahead(const Job *jobs, int count) {
-#if defined(__unix__) || defined(__APPLE__)
-  uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
   for (int i = 0; i < count; i++) {
-    uint64_t start = jobs[i].jpeg / page * page;
-    madvise((void *)(uintptr_t)start, jobs[i].jpeg + jobs[i].size - start, MADV_WILLNEED);
-  }
+#if defined(__APPLE__)
+    struct radvisory wanted = {(off_t)jobs[i].offset, (int)jobs[i].size};
+    fcntl(jobs[i].file, F_RDADVISE, &wanted);
 #else
-  (void)jobs, (void)count;
+    posix_fadvise(jobs[i].file, (off_t)jobs[i].offset, (off_t)jobs[i].size, POSIX_FADV_WILLNEED);
 #endif
+  }
 }

@@ -31,14 +31,15 @@ COMPILERS = ("cc", "gcc", "clang")
 
 JOB = np.dtype(
     [
-        *((name, "<u8") for name in ("jpeg", "size")),
+        *((name, "<u8") for name in ("offset", "size")),
         *((name, "<i4") for name in ("image_h", "image_w", "top", "left", "height", "width")),
         *((name, "<i4") for name in ("new_h", "new_w", "out_top", "out_left")),
         ("out", "<u8"),
-        *((name, "<i4") for name in ("status", "unused")),
+        *((name, "<i4") for name in ("status", "file")),
     ],
 )
-"""``Job`` of native.c: one image, where it lies, what is cropped, and where the result goes."""
+"""``Job`` of native.c: one image, where it lies in which open file, what is cropped, and where the
+result goes."""
 
 Jobs = Shaped[np.ndarray, "_"]
 """A row of ``JOB``, of any length."""
@@ -62,6 +63,8 @@ def why_not() -> str | None:
     """Return why this machine does without the compiled code, or None if it is there."""
     if (named := os.environ.get(turbojpeg.DECODER_VARIABLE, "native")) != "native":
         return f"{turbojpeg.DECODER_VARIABLE} is {named}"
+    if os.name == "nt":
+        return "it reads files as Unix does"
     if turbojpeg.library() is None:
         return "there is no TurboJPEG 3 library"
     try:
@@ -105,7 +108,8 @@ class NativeDecoder:
         With ``px`` 0 the crops are decoded and nothing is written, the least that a loader can do.
 
         Returns:
-            The numbers of the jobs that were refused: damaged images, and those of four colours.
+            The numbers of the jobs that were refused: damaged images, those of four colours, and
+            what could not be read.
         """
         assert jobs.flags.c_contiguous
         if not self._lib.rn50_decode(self._decoder, jobs.ctypes.data, len(jobs), px):
@@ -116,7 +120,7 @@ class NativeDecoder:
 def make_jobs(split: PackedSplit, request: Request, out: UInt8[Tensor, "batch px px 3"]) -> Jobs:
     """Return what is to be decoded for a request; ``split`` and ``out`` must outlive the jobs."""
     jobs = np.zeros(len(request.ids), JOB)
-    jobs["jpeg"], jobs["size"] = split.locate(request.ids)
+    jobs["file"], jobs["offset"], jobs["size"] = split.locate(request.ids)
     width, height = split.widths[request.ids], split.heights[request.ids]
     jobs["image_w"], jobs["image_h"] = width, height
     jobs["out"] = out.data_ptr() + np.arange(len(jobs), dtype=np.uint64) * out.stride(0)

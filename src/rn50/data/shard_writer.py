@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from rn50 import durable
-from rn50.data.shards import END, RECORD, Records, frame, image_digest
+from rn50.data.index import RECORD, Records
+from rn50.data.shards import END, frame, image_digest
 
 SHARD_BYTES = 256 << 20
 """Small enough to copy again when a transfer breaks, large enough that ImageNet has 600."""

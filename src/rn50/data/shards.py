@@ -9,7 +9,6 @@ depend on the order in which a folder or an archive happened to yield the images
 
 import hashlib
 import json
-import mmap
 import os
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt64
+from jaxtyping import Int32, Int64, UInt64
 
-from rn50 import durable
+from rn50.data.index import Expected, Records, check_index, load_index
+from rn50.data.shard_files import ShardFiles, unreadable
 from rn50.data.sources.base import ClassName
 from rn50.errors import DataError
 
@@ -30,22 +30,12 @@ FOREIGN = "foreign_tars"
 """True in the manifest of data whose shards others wrote: all but the images may be anything."""
 END = bytes(2 * tarfile.BLOCKSIZE)
 """What ends a tar file."""
-RECORD = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("length", "<u4"),
-        ("label", "<u4"),
-        ("width", "<u4"),
-        ("height", "<u4"),
-        ("digest", "<u8"),
-    ]
+_EMPTIED = (
+    "; if it was there before: a cloud machine's own NVMe disk (instance store) is empty after a "
+    "stop, and a disk may not be mounted: mount it, or copy the folder there again"
 )
-"""One image: where its JPEG's bytes lie in which shard, what it shows, its size in pixels, and
-``image_digest`` of the JPEG."""
-
-Records = Shaped[np.ndarray, "_"]
-"""A row of ``RECORD``, of any length."""
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a manifest raises that is no JSON, or of another form than ours."""
 
 
 class PackedDataset:
@@ -104,15 +94,12 @@ class PackedDataset:
                 )
             return cls(folder, manifest)
         except OSError as error:
-            raise _unreadable(error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged ({type(error).__name__}: {error}); it must be the file that "
-                "`rn50 prepare` wrote; prepare the data again"
-            ) from error
+            raise unreadable(error) from error
+        except _DAMAGED as error:
+            raise _damaged(path, error) from error
 
     def split(self, name: str) -> "PackedSplit":
-        """Map the shards of the split ``name``, ``"train"`` or ``"val"``.
+        """Open the shards of the split ``name``, ``"train"`` or ``"val"``.
 
         Raises:
             DataError: There is no such split, or a file is missing, cut off or (for the index)
@@ -125,9 +112,12 @@ class PackedDataset:
                 "choose one of these"
             )
         try:
-            return PackedSplit(self.folder, name, splits[name], self._relabel)
+            num_classes = len(self.manifest["classes"])
+            return PackedSplit(self.folder, name, splits[name], num_classes, self._relabel)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
+        except _DAMAGED as error:
+            raise _damaged(self.folder / MANIFEST, error) from error
 
 
 class PackedSplit:
@@ -138,6 +128,7 @@ class PackedSplit:
         folder: Path,
         name: str,
         entry: dict[str, Any],
+        num_classes: int,
         relabel: Int64[np.ndarray, " classes"] | None = None,
     ) -> None:
         self.name = name
@@ -147,11 +138,10 @@ class PackedSplit:
         for part in (*entry["shards"], entry["index"], entry["keys"]):
             check_size(folder, part)
         self._keys_file = folder / entry["keys"]["file"]
-        self.index = _load_index(folder, entry)
-        """One ``RECORD`` per image, read-only and in the page cache, not in Python's memory."""
-        _allow_open_files(len(self._shards))
-        self._views = [_view(folder / shard) for shard in self._shards]
-        self._check_places()
+        self.index = load_index(folder, entry)
+        """One ``RECORD`` per image, read-only."""
+        self._files = ShardFiles([folder / shard for shard in self._shards])
+        check_index(self.index, self._files.sizes, num_classes, f"{folder} ({name})")
 
     @property
     def num_images(self) -> int:
@@ -174,57 +164,59 @@ class PackedSplit:
         """Return each image's height in pixels."""
         return self.index["height"].astype(np.int64)
 
-    def jpeg(self, i: int) -> memoryview:
-        """Return image ``i``'s JPEG as a view into the mapped shard, without copy or lock."""
+    def jpeg(self, i: int) -> bytes:
+        """Read image ``i``'s JPEG.
+
+        Raises:
+            DataError: Its shard became shorter, or the disk does not give the bytes.
+        """
         shard: int
         offset: int
         length: int
         shard, offset, length, *_ = self.index[i].item()
-        return self._views[shard][offset : offset + length]
+        return self._files.read(shard, offset, length)
+
+    def expected(self, i: int) -> Expected:
+        """Return what image ``i`` must be."""
+        row = self.index[i]
+        return Expected(int(row["width"]), int(row["height"]), int(row["digest"]))
 
     def locate(
         self, ids: Int64[np.ndarray, " batch"]
-    ) -> tuple[UInt64[np.ndarray, " batch"], UInt64[np.ndarray, " batch"]]:
-        """Return where in memory the JPEGs of images begin, and their bytes; for ``native``."""
+    ) -> tuple[
+        Int32[np.ndarray, " batch"], UInt64[np.ndarray, " batch"], UInt64[np.ndarray, " batch"]
+    ]:
+        """Return each JPEG's open file, where it begins, and its bytes; for ``native``."""
         rows = self.index[ids]
-        starts = self._addresses[rows["shard"]] + rows["offset"].astype(np.uint64)
-        return starts, rows["length"].astype(np.uint64)
+        files = self._files.descriptors[rows["shard"]]
+        return files, rows["offset"].astype(np.uint64), rows["length"].astype(np.uint64)
 
-    def shard(self, number: int) -> memoryview:
-        """Return all bytes of a shard, a view into its mapping."""
-        return self._views[number]
+    def read(self, shard: int, start: int, end: int | None = None) -> bytes:
+        """Read a shard from one byte up to another, or to its end."""
+        stop = self._files.sizes[shard] if end is None else end
+        return self._files.read(shard, start, stop - start)
 
     def key(self, i: int) -> str:
         """Return the name of image ``i``, such as ``n01443537/n01443537_0``."""
         start = self._key_ends[i - 1] + 1 if i > 0 else 0
-        return bytes(self._keys[start : self._key_ends[i]]).decode()
+        return self._keys[start : self._key_ends[i]].decode()
 
     def describe(self, i: int) -> str:
         """Return the key of image ``i`` and where it lies, for messages."""
+        shard, offset = self.place(i)
+        return f"{self.key(i)} ({shard} at byte {offset})"
+
+    def place(self, i: int) -> tuple[str, int]:
+        """Return the shard that holds image ``i``, and the byte there where its JPEG begins."""
         row = self.index[i]
-        return f"{self.key(i)} ({self._shards[row['shard']]} at byte {row['offset']})"
+        return self._shards[row["shard"]], int(row["offset"])
 
     @cached_property
-    def _addresses(self) -> UInt64[np.ndarray, " shards"]:
-        views = (np.frombuffer(view, np.uint8) for view in self._views)
-        return np.array([view.__array_interface__["data"][0] for view in views], np.uint64)
-
-    def _check_places(self) -> None:
-        """Refuse an index that points out of its shards, which C would follow."""
-        sizes = np.array([len(view) for view in self._views], np.uint64)
-        shards = self.index["shard"]
-        if len(shards) and (
-            shards.max() >= len(sizes)
-            or (self.index["offset"] + self.index["length"] > sizes[shards]).any()
-        ):
-            raise DataError(
-                f"the index of {self.folder} ({self.name}) points out of its shards; it must be "
-                "the one that `rn50 prepare` wrote; prepare the data again"
-            )
-
-    @cached_property
-    def _keys(self) -> memoryview:
-        return _view(self._keys_file)
+    def _keys(self) -> bytes:
+        try:
+            return self._keys_file.read_bytes()
+        except OSError as error:
+            raise unreadable(error) from error
 
     @cached_property
     def _key_ends(self) -> Int64[np.ndarray, " images"]:
@@ -312,47 +304,10 @@ def _padding(num_bytes: int) -> bytes:
     return bytes(-num_bytes % tarfile.BLOCKSIZE)
 
 
-def _load_index(folder: Path, entry: dict[str, Any]) -> Records:
-    path = folder / entry["index"]["file"]
-    # 46 MB for ImageNet's train split: hashing it takes 0.1 s, and a wrong offset costs a run.
-    if durable.file_digest(path) != entry["index"]["blake2b"]:
-        raise DataError(
-            f"{path} was altered: its hash is not that of {MANIFEST}; "
-            "copy it again or prepare the data again"
-        )
-    # The plain array of the mapping: indexing the memmap subclass is several times slower.
-    index = np.asarray(np.load(path, mmap_mode="r"))
-    if index.dtype != RECORD or len(index) != entry["images"]:
-        raise DataError(
-            f"{path} has {len(index)} rows of {index.dtype}; {MANIFEST} tells of "
-            f"{entry['images']}; prepare the data again"
-        )
-    return index
-
-
-def _view(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _allow_open_files(extra: int) -> None:
-    """Raise the soft limit of open files where it leaves no room: each mapping holds one."""
-    if os.name == "nt":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = soft + extra
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _unreadable(error: OSError) -> DataError:
+def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"cannot read {error.filename}: {error.strerror}; a packed data set must be readable; "
-        "check its permissions and the disk"
+        f"{path} is damaged ({type(error).__name__}: {error}); it must be the file that "
+        "`rn50 prepare` wrote; prepare the data again"
     )
 
 
@@ -360,7 +315,7 @@ def _not_packed(folder: Path) -> str:
     if not os.path.exists(folder):
         return (
             f"data folder {folder} does not exist; it must be a folder made by `rn50 prepare`; "
-            f"run: rn50 prepare SOURCE {folder}"
+            f"run: rn50 prepare SOURCE {folder}{_EMPTIED}"
         )
     expected = "training reads packed data"
     if folder.is_file():
@@ -370,4 +325,5 @@ def _not_packed(folder: Path) -> str:
             f"{folder} has no {MANIFEST} and looks like a folder of images; {expected}; "
             f"run: rn50 prepare {folder} DEST"
         )
-    return f"{folder} has no {MANIFEST}; {expected}; run: rn50 prepare SOURCE DEST"
+    emptied = "" if any(folder.iterdir()) else _EMPTIED
+    return f"{folder} has no {MANIFEST}; {expected}; run: rn50 prepare SOURCE DEST{emptied}"

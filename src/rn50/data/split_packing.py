@@ -9,9 +9,9 @@ from jaxtyping import Int64
 
 from rn50.data.conversion import Converted
 from rn50.data.duplicates import Contents
+from rn50.data.index import Records
 from rn50.data.journal import Part, Tally, Workplace
 from rn50.data.shard_writer import Shard, ShardWriter
-from rn50.data.shards import Records
 from rn50.data.sources.base import SourceImage
 
 SAMPLED = 256

@@ -105,24 +105,30 @@ class TurboJpeg:
             raise MemoryError("TurboJPEG could not create a decoder")
 
     def decode(
-        self, jpeg: memoryview, box: Int64[np.ndarray, " 4"] | None = None
+        self,
+        jpeg: bytes | memoryview,
+        box: Int64[np.ndarray, " 4"] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Decode the crop ``box`` (top, left, height, width) of a JPEG, or all of it, to RGB.
 
         The pixels equal those of a full decode. Returns a view of the decoder's own buffer, valid
-        until the next call.
+        until the next call. Where a ``size`` (width, height) is given, no other is decoded.
 
         Raises:
-            TurboJpegError: The data is damaged, cut off, or not of one or three colours.
+            TurboJpegError: The data is damaged, cut off, of another size, or not of one or three
+                colours.
         """
         address = np.frombuffer(jpeg, dtype=np.uint8).__array_interface__["data"][0]
-        lib, handle, size = self._lib, self._handle, len(jpeg)
-        if lib.tj3DecompressHeader(handle, address, size):
+        lib, handle, num_bytes = self._lib, self._handle, len(jpeg)
+        if lib.tj3DecompressHeader(handle, address, num_bytes):
             raise self._error()
         if lib.tj3Get(handle, _PARAM_COLORSPACE) in _CMYK_COLORSPACES:
             raise TurboJpegError("CMYK colours")
         full_w = lib.tj3Get(handle, _PARAM_WIDTH)
         full_h = lib.tj3Get(handle, _PARAM_HEIGHT)
+        if size is not None and size != (full_w, full_h):
+            raise TurboJpegError("another size")
         if box is None:
             top, left, height, width = 0, 0, full_h, full_w
         else:
@@ -134,7 +140,7 @@ class TurboJpeg:
         if needed > len(self._buffer):
             self._buffer = np.empty(needed, dtype=np.uint8)
         target = self._buffer.__array_interface__["data"][0]
-        if lib.tj3Decompress8(handle, address, size, target, w * 3, _FORMAT_RGB):
+        if lib.tj3Decompress8(handle, address, num_bytes, target, w * 3, _FORMAT_RGB):
             raise self._error()
         pixels = self._buffer[:needed].reshape(height, w, 3)
         return pixels[:, left - x : left - x + width]
