@@ -57,10 +57,22 @@ def test_normalisation_of_black_and_white_is_exact_to_rounding():
         torch.testing.assert_close(got[0, channel], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_normalisation_keeps_channels_last_and_gives_float32():
-    got = Normalise(MEAN, STD)(some_images())
-    assert got.dtype == torch.float32
-    assert got.is_contiguous(memory_format=torch.channels_last)
+def test_normalisation_gives_float32_channels_last_whatever_the_layout():
+    images, normalise = some_images(), Normalise(MEAN, STD)
+    expected = normalise(images)
+    for same in (images, images.contiguous(), some_images(5, 6, 9)[:, :, :, :7].copy_(images)):
+        got = normalise(same)
+        assert got.dtype == torch.float32
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(got, expected)
+
+
+def test_normalisation_can_write_into_a_part_of_a_batch():
+    images, normalise = some_images(), Normalise(MEAN, STD)
+    batch = torch.zeros(7, 3, 6, 7).contiguous(memory_format=torch.channels_last)
+    normalise(images[:4], out=batch[2:6])
+    assert torch.equal(batch[2:6], normalise(images)[:4])
+    assert not batch[[0, 1, 6]].any()
 
 
 def test_normalisation_has_nothing_to_train():

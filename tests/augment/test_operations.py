@@ -166,6 +166,25 @@ def test_rounds_group_mixed_operations_without_changing_what_each_image_undergoe
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("op", [*Op][1:], ids=lambda op: op.name.lower())
+def test_neither_layout_nor_company_changes_what_becomes_of_an_image(op):
+    low, high = CASES[op][2] if op in CASES else (0, 110)
+    magnitudes = magnitudes_of(op, low, high, 0)
+    if op == Op.SOLARIZE_ADD:
+        magnitudes = np.rint(magnitudes)
+    larger = pictures(COUNT, 40, 33)
+    strided = larger[:, :, 1:38:2, 3:20]
+    for sampling in (NEAREST, Sampling(linear=True, fill=(3, 200, 90))):
+        expected = ours(strided.contiguous(), op, magnitudes, sampling)
+        layouts = (strided, strided.contiguous(memory_format=torch.channels_last))
+        for images in layouts:
+            assert torch.equal(ours(images, op, magnitudes, sampling), expected)
+        for i in range(COUNT):
+            alone = ours(strided[i : i + 1], op, magnitudes[i : i + 1], sampling)
+            assert torch.equal(alone[0], expected[i])
+    assert torch.equal(larger, pictures(COUNT, 40, 33))
+
+
 def test_rounds_of_identities_return_the_images_themselves():
     images = pictures(4, 9, 9)
     nothing = np.zeros((2, 4), dtype=np.int8)

@@ -1,14 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from small_images import pictures
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
+from rn50.augment import erasing, pipeline, rounds
 from rn50.augment.device import Normalise, flip
 from rn50.augment.draws import AugmentDraws, MixDraws, augment_draws
 from rn50.augment.erasing import erase
 from rn50.augment.mixing import Targets, mix, partners
+from rn50.augment.ops import Op
 from rn50.augment.pipeline import prepare, sampling_of
 from rn50.augmentation import Augment
 
@@ -127,6 +132,48 @@ def test_a_batch_in_parts_is_the_batch_at_once():
     assert (torch.cat(parts) != whole).float().mean() < 1e-3
     assert whole.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 23])
+def test_a_cpu_prepares_a_few_images_at_a_time_to_the_same_result(monkeypatch, at_once):
+    images, flips = pictures(24, 32, 32), torch.arange(24) % 3 == 0
+    draws = augment_draws(ALL, 0, 3, np.arange(24), 32)
+    rest = (flips, draws, Normalise(MEAN, STD), sampling_of(ALL.policy, MEAN))
+    whole = prepare(images, *rest)
+    monkeypatch.setattr(pipeline, "_CACHED_VALUES", at_once * 3 * 32 * 32)
+    calls = []
+    monkeypatch.setattr(pipeline, "flip", lambda i, f: calls.append(len(i)) or flip(i, f))
+    got = prepare(images, *rest)
+    assert sum(calls) == 24
+    assert max(calls) == at_once
+    torch.testing.assert_close(got, whole, rtol=0, atol=1.001 / 255 / min(STD))
+    assert (got != whole).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("policy", ["randaugment-timm", "randaugment"])
+def test_on_a_gpu_nothing_would_wait_and_no_tensor_be_left_on_the_host(monkeypatch, policy):
+    # Fake tensors have shapes and devices alone, so that this needs no GPU: whatever depends on
+    # values, as all that waits for them does, or mixes devices, raises.
+    def to_device(array, device):
+        return torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
+
+    for module in (rounds, erasing):
+        monkeypatch.setattr(module, "to_device", to_device)
+    monkeypatch.setattr(erasing, "_table", lambda device: torch.empty(1 << 20, device=device))
+    settings = dataclasses.replace(ALL, policy=policy, num_ops=6)
+    draws = augment_draws(settings, 0, 3, np.arange(64), 48)
+    assert {*np.unique(draws.ops)} >= {*Op} - {Op.IDENTITY, Op.SOLARIZE_ADD, Op.INVERT}
+    with FakeTensorMode():
+        shape = (64, 48, 48, 3)
+        images = torch.empty(shape, dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
+        flips = torch.empty(64, dtype=torch.bool, device="cuda")
+        labels = torch.empty(64, dtype=torch.int64, device="cuda")
+        normalise = Normalise(MEAN, STD).cuda()
+        inputs = prepare(images, flips, draws, normalise, sampling_of(policy, MEAN))
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+        for box in (None, (2, 3, 20, 10)):
+            mixed, targets = mix(inputs, labels, MixDraws(share=0.3, box=box))
+            assert mixed.device.type == targets.share.device.type == "cuda"
 
 
 def test_timms_policy_fills_with_the_mean_colour():

@@ -16,7 +16,7 @@ Magnitudes = Float[Tensor, " batch"]
 
 def brightness(images: Images, factor: Magnitudes) -> Images:
     """Blend with black: 0 is black, 1 the image, 2 twice as bright."""
-    return _to_bytes(images * _spread(factor))
+    return to_bytes(images * _spread(factor))
 
 
 def color(images: Images, factor: Magnitudes) -> Images:
@@ -38,8 +38,9 @@ def posterize(images: Images, bits: Magnitudes) -> Images:
 
 def solarize(images: Images, threshold: Magnitudes) -> Images:
     """Invert what is at the threshold (0 to 256) or above."""
-    above = (images >= _spread(threshold)).view(torch.uint8)
-    return images ^ (above * 255)
+    least = _spread(threshold.ceil())
+    inverts = (images >= least.clamp(max=255).to(torch.uint8)).view(torch.uint8)
+    return images ^ (inverts * torch.where(least > 255, 0, 255).to(torch.uint8))
 
 
 def solarize_add(images: Images, amount: Magnitudes) -> Images:
@@ -50,12 +51,7 @@ def solarize_add(images: Images, amount: Magnitudes) -> Images:
 
 def autocontrast(images: Images) -> Images:
     """Stretch each channel to reach from 0 to 255; a channel of one value is left alone."""
-    count, _, height, width = images.shape
-    lines = images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
-    low, high = (
-        reduce(reduce(lines, 1).view(count, width, 3), 1).float()[..., None]
-        for reduce in (torch.amin, torch.amax)
-    )
+    low, high = (reduce(images, (2, 3)).float()[..., None] for reduce in (torch.amin, torch.amax))
     flat = high == low
     scale = torch.where(flat, 1.0, (high - low) * (1 / 255))
     levels = torch.arange(256, device=images.device)
@@ -105,23 +101,25 @@ def hue(images: Images, shift: Magnitudes) -> Images:
         k = torch.remainder(n + turned, 6)
         channels.append(value - span * torch.minimum(k, 4 - k).clamp_(0, 1))
     # As torchvision goes from floats to bytes: 256 equal parts, of which the last holds 1.0.
-    levels = torch.stack(channels, -1).clamp_(0, 1).mul_(256 - 1e-3)
-    return levels.to(torch.uint8).permute(0, 3, 1, 2)
+    return to_bytes(torch.stack(channels, 1).clamp_(0, 1).mul_(256 - 1e-3))
+
+
+def to_bytes(values: Float[Tensor, "batch 3 height width"]) -> Images:
+    """Cut values to 0..255, in place, and drop their fractions."""
+    # By way of int16, which the CPU converts to four times as fast as straight to uint8.
+    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 
 def _places(images: Images) -> Int32[Tensor, " values"]:
     """Return where the value of each pixel and channel is in a table [batch, 3, 256], flat."""
-    pixels = images.permute(0, 2, 3, 1)
     tables = 256 * torch.arange(3 * len(images), dtype=torch.int32, device=images.device)
-    return (pixels + tables.view(-1, 1, 1, 3)).flatten()
+    return images.to(torch.int32).add_(tables.view(-1, 3, 1, 1)).flatten()
 
 
 def _look_up(
     places: Int32[Tensor, " values"], table: UInt8[Tensor, "batch 3 256"], like: Images
 ) -> Images:
-    count, _, height, width = like.shape
-    values = table.flatten().index_select(0, places)
-    return values.view(count, height, width, 3).permute(0, 3, 1, 2)
+    return table.flatten().index_select(0, places).view(like.shape)
 
 
 def _counts(places: Int32[Tensor, " values"], most: int) -> Int32[Tensor, " most"]:
@@ -140,11 +138,7 @@ def _grey(images: Images) -> Float[Tensor, "batch 1 height width"]:
 
 
 def _blend(images: Images, other: Float[Tensor, "batch ..."], factor: Magnitudes) -> Images:
-    return _to_bytes((images * _spread(factor)).add_(other * _spread(1 - factor)))
-
-
-def _to_bytes(values: Float[Tensor, "batch 3 height width"]) -> Images:
-    return values.clamp_(0, 255).to(torch.uint8)
+    return to_bytes((images * _spread(factor)).add_(other * _spread(1 - factor)))
 
 
 def _spread(values: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from rn50.augment.colour import to_bytes
+
 Images = UInt8[Tensor, "batch 3 height width"]
 Magnitudes = Float[Tensor, " batch"]
 
@@ -32,7 +34,7 @@ def sharpness(images: Images, factor: Magnitudes) -> Images:
     rest = (1 - factor)[:, None, None, None]
     sharp = torch.addcmul(inner.float(), smooth.sub_(inner), rest)
     result = images.clone()
-    result[:, :, 1:-1, 1:-1] = sharp.clamp_(0, 255).to(torch.uint8)
+    result[:, :, 1:-1, 1:-1] = to_bytes(sharp)
     return result
 
 
@@ -54,4 +56,4 @@ def gaussian_blur(images: Images, sigma: Magnitudes, taps: int = BLUR_TAPS) -> I
         for tap in range(2 * reach + 1):
             part = padded.narrow(dim, tap, length)
             blurred.addcmul_(part, weights[:, tap, None, None, None])
-    return blurred.round_().clamp_(0, 255).to(torch.uint8)
+    return to_bytes(blurred.round_())

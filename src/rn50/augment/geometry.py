@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int8, UInt8
 from torch import Tensor
 
+from rn50.augment.colour import to_bytes
 from rn50.augment.ops import Op
 
 Images = UInt8[Tensor, "batch 3 height width"]
@@ -63,19 +64,18 @@ def affine(
     y = d * columns + (e * rows + f)
     if linear:
         return _linear(images, x, y, fill)
-    # A border of one pixel stands for all that lies outside, and four bytes a pixel for three, so
-    # that a pixel is fetched as one number.
-    framed = torch.empty(count, height + 2, width + 2, 4, dtype=torch.uint8, device=images.device)
+    # A border of one pixel stands for all that lies outside.
+    framed = torch.empty(3, count, height + 2, width + 2, dtype=torch.uint8, device=images.device)
     for channel, value in enumerate(fill):
-        framed[..., channel].fill_(value)
-    framed[:, 1:-1, 1:-1, :3] = images.permute(0, 2, 3, 1)
+        framed[channel].fill_(value)
+    framed[:, :, 1:-1, 1:-1] = images.transpose(0, 1)
+    # Counted in floats, which are exact up to 2 to the 24th, or images of 4,000 px a side.
     x, y = x.clamp_(-1, width).round_(), y.clamp_(-1, height).round_()
-    first = (width + 2) * (height + 2) * torch.arange(count, device=images.device)
+    first = (width + 2) * (height + 2) * torch.arange(count, device=images.device) + width + 3
     places = x.add_(y, alpha=width + 2).to(torch.int32)
-    places += (first + width + 3).to(torch.int32)[:, None, None]
-    taken = framed.view(torch.int32).flatten().index_select(0, places.flatten())
-    colours = taken.view(torch.uint8).view(count, height, width, 4)
-    return colours[..., :3].permute(0, 3, 1, 2)
+    places = places.add_(first.to(torch.int32)[:, None, None]).flatten()
+    taken = [plane.index_select(0, places) for plane in framed.flatten(1)]
+    return torch.stack([one.view(count, height, width) for one in taken], 1)
 
 
 def _linear(
@@ -86,21 +86,20 @@ def _linear(
 ) -> Images:
     """Mix the four pixels around each source, those beyond the edge being the edge's."""
     count, _, height, width = images.shape
-    pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)
-    first = height * width * torch.arange(count, device=images.device)
-    start = first.to(torch.int32)[:, None, None]
+    planes = images.transpose(0, 1).float().flatten(1)
+    first = (height * width * torch.arange(count, device=images.device)).to(torch.int32)
     left, top = x.floor(), y.floor()
-    result = torch.zeros(pixels.shape, dtype=torch.float32, device=pixels.device)
+    across, along = x - left, y - top
+    mixed = torch.zeros_like(planes)
     for right in (0, 1):
         for down in (0, 1):
             column = (left + right).clamp_(0, width - 1).to(torch.int32)
             row = (top + down).clamp_(0, height - 1).to(torch.int32)
-            across = x - left if right else 1 - (x - left)
-            along = y - top if down else 1 - (y - top)
-            corner = pixels.index_select(0, (start + row * width + column).flatten())
-            result.addcmul_(corner, (across * along).view(-1, 1))
-    mixed = result.round_().clamp_(0, 255).to(torch.uint8).view(count, height, width, 3)
-    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
-    for channel, value in enumerate(fill):
-        mixed[..., channel].masked_fill_(~inside, value)
-    return mixed.permute(0, 3, 1, 2)
+            places = row.mul_(width).add_(column).add_(first[:, None, None]).flatten()
+            weight = (across if right else 1 - across) * (along if down else 1 - along)
+            for plane, result in zip(planes, mixed, strict=True):
+                result.addcmul_(plane.index_select(0, places), weight.flatten())
+    outside = (x < -0.5) | (x >= width - 0.5) | (y < -0.5) | (y >= height - 0.5)
+    for value, result in zip(fill, mixed, strict=True):
+        result.masked_fill_(outside.flatten(), value)
+    return to_bytes(mixed.round_().view(3, count, height, width).transpose(0, 1))

@@ -51,7 +51,7 @@ def mix(
     draws, but for who the partner is.
 
     Args:
-        inputs: Normalised, an even number of them; CutMix changes them in place.
+        inputs: Normalised, an even number of them; changed in place.
         labels: Their classes.
         draws: None: nothing is mixed.
     """
@@ -60,11 +60,10 @@ def mix(
     # Seen with channels last, which is how they lie in memory, and so stay.
     pixels = inputs.permute(0, 2, 3, 1)
     if draws.box is None:
-        mixed = torch.lerp(partners(pixels), pixels, draws.share)
+        torch.lerp(partners(pixels), pixels, draws.share, out=pixels)
     else:
         top, left, height, width = draws.box
-        mixed = pixels
         part = (slice(None), slice(top, top + height), slice(left, left + width))
-        mixed[part] = partners(pixels[part])
+        pixels[part] = partners(pixels[part])
     share = torch.full(labels.shape, draws.share, device=labels.device)
-    return mixed.permute(0, 3, 1, 2), Targets(labels, partners(labels), share)
+    return inputs, Targets(labels, partners(labels), share)
