@@ -11,18 +11,25 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from rn50.data import native
-from rn50.data.decode import Decoder, ImageDecodeError
+from rn50.data.decode import Decoder, ImageDecodeError, check_digest
 from rn50.data.plan import Request
 from rn50.data.shards import PackedSplit
+from rn50.data.substitutes import moved_box, substitutes
 from rn50.errors import DataError
+
+OnBad = Literal["error", "substitute", "blank"]
+"""What becomes of an image that cannot be decoded: an error, another image of its class, or a
+black square that the caller must not use."""
 
 _CHUNK = 16
 """Images a thread takes at once: small enough to share a batch evenly, large enough that the
@@ -40,6 +47,21 @@ class Batch:
     flips: Bool[Tensor, " batch"]
     wait_s: float
     """Seconds that the caller waited for this batch."""
+    bad: Int64[np.ndarray, " bad"] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Images that were met and could not be decoded, ascending: of the request, or tried in place
+    of one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A batch to be decoded."""
+
+    split: PackedSplit
+    request: Request
+    out: UInt8[Tensor, "batch px px 3"]
+    on_bad: OnBad
+    bad: list[int] = field(default_factory=list)
+    """Appended to by any thread."""
 
 
 class _Slot:
@@ -48,7 +70,7 @@ class _Slot:
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self.images = self._buffer
-        self.jobs: native.Jobs | None = None
+        self.bad: list[int] = []
         self.pending: list[Future[None]] = []
         self.copied: torch.cuda.Event | None = None
 
@@ -67,11 +89,16 @@ class Loader:
         device: Where batches go; on CUDA through pinned memory and a stream of its own.
         workers: Decoding threads, at least 1.
         prefetch: Batches decoded ahead of the one in use, at least 1.
+        verify_reads: Compare every image with its hash, not only those that a decoder complains
+            of: finds what was altered and still decodes.
     """
 
-    def __init__(self, device: torch.device, *, workers: int, prefetch: int) -> None:
+    def __init__(
+        self, device: torch.device, *, workers: int, prefetch: int, verify_reads: bool = False
+    ) -> None:
         self._device = device
         self._prefetch = prefetch
+        self._verify_reads = verify_reads
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rn50-decode")
         self._local = threading.local()
         self._native = native.libraries()
@@ -91,11 +118,19 @@ class Loader:
         """Stop the threads; batches not yet decoded are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, split: PackedSplit, requests: Iterable[Request]) -> Iterator[Batch]:
+    def read(
+        self, split: PackedSplit, requests: Iterable[Request], *, on_bad: OnBad = "error"
+    ) -> Iterator[Batch]:
         """Yield one batch for each request, in order, decoding ahead.
 
+        Args:
+            split: Whose images they are.
+            requests: What to read.
+            on_bad: What becomes of an image that cannot be decoded.
+
         Raises:
-            DataError: An image cannot be decoded; the message names it and where it lies.
+            DataError: An image cannot be decoded (the message names it and where it lies) and none
+                may or can take its place; or a shard cannot be read, whatever ``on_bad`` is.
         """
         requests = iter(requests)
         free = deque(_Slot() for _ in range(self._prefetch + 1))
@@ -104,7 +139,7 @@ class Loader:
             while True:
                 while free and (request := next(requests, None)) is not None:
                     slot = free.popleft()
-                    self._submit(split, request, slot)
+                    self._submit(split, request, slot, on_bad)
                     ahead.append((request, slot))
                 if not ahead:
                     return
@@ -119,61 +154,82 @@ class Loader:
                 for future in slot.pending:
                     future.cancel()
 
-    def _submit(self, split: PackedSplit, request: Request, slot: _Slot) -> None:
+    def _submit(self, split: PackedSplit, request: Request, slot: _Slot, on_bad: OnBad) -> None:
         if slot.copied is not None:
             slot.copied.synchronize()
         out = slot.resize(len(request.ids), request.px, pinned=self._stream is not None)
-        slot.pending = []
+        work = _Work(split, request, out, on_bad)
+        slot.bad, slot.pending = work.bad, []
         if self._native is None:
-            decode = partial(self._decode_rows, split, request, out)
+            decode = partial(self._decode_rows, work)
         else:
-            slot.jobs = native.make_jobs(split, request, out)
-            slot.pending = [self._pool.submit(native.read_ahead, slot.jobs)]
-            decode = partial(self._decode_jobs, split, request, out, slot.jobs)
+            jobs = native.make_jobs(split, request, out)
+            slot.pending = [self._pool.submit(native.read_ahead, jobs)]
+            decode = partial(self._decode_jobs, work, jobs)
         count = len(request.ids)
         slot.pending += [
             self._pool.submit(decode, range(start, min(start + _CHUNK, count)))
             for start in range(0, count, _CHUNK)
         ]
 
-    def _decode_jobs(
-        self,
-        split: PackedSplit,
-        request: Request,
-        out: UInt8[Tensor, "b p p 3"],
-        jobs: native.Jobs,
-        rows: range,
-    ) -> None:
+    def _decode_jobs(self, work: _Work, jobs: native.Jobs, rows: range) -> None:
         decoder = getattr(self._local, "native", None)
         if decoder is None:
             assert self._native is not None
             decoder = self._local.native = native.NativeDecoder(*self._native)
-        refused = decoder.decode(jobs[rows.start : rows.stop], request.px)
-        if refused:  # Pillow decides: it accepts harmless oddities and refuses cut-off files.
-            self._decode_rows(split, request, out, [rows[i] for i in refused])
+        refused = set(decoder.decode(jobs[rows.start : rows.stop], work.request.px))
+        if self._verify_reads:
+            refused |= {i for i, row in enumerate(rows) if not self._is_as_packed(work, row)}
+        # Pillow decides: it accepts harmless oddities and refuses cut-off files.
+        self._decode_rows(work, [rows[i] for i in sorted(refused)])
 
-    def _decode_rows(
-        self,
-        split: PackedSplit,
-        request: Request,
-        out: UInt8[Tensor, "b p p 3"],
-        rows: Iterable[int],
-    ) -> None:
+    def _is_as_packed(self, work: _Work, row: int) -> bool:
+        image = int(work.request.ids[row])
+        try:
+            check_digest(work.split.jpeg(image), work.split.expected(image))
+        except ImageDecodeError:
+            return False
+        return True
+
+    def _decode_rows(self, work: _Work, rows: Iterable[int]) -> None:
+        for row in rows:
+            image = int(work.request.ids[row])
+            try:
+                self._decode(work, row, image)
+            except ImageDecodeError as error:
+                work.bad.append(image)
+                if work.on_bad == "error":
+                    raise _undecodable(work.split, image, error) from error
+                if work.on_bad == "blank":
+                    work.out[row].zero_()
+                else:
+                    self._substitute(work, row, image, error)
+
+    def _substitute(self, work: _Work, row: int, image: int, error: ImageDecodeError) -> None:
+        for other in substitutes(work.split, image):
+            try:
+                return self._decode(work, row, other)
+            except ImageDecodeError:
+                work.bad.append(other)
+        raise _undecodable(work.split, image, error, "nor any other image of its class")
+
+    def _decode(self, work: _Work, row: int, image: int) -> None:
+        """Decode an image into a row, cropped as the image that the row was meant for."""
+        split, request, out = work.split, work.request, work.out[row]
         decoder = getattr(self._local, "decoder", None)
         if decoder is None:
             decoder = self._local.decoder = Decoder()
-        for row in rows:
-            image = int(request.ids[row])
-            try:
-                if request.boxes is None:
-                    decoder.center_resized(split.jpeg(image), request.resize_px, out[row])
-                else:
-                    decoder.crop_resized(split.jpeg(image), request.boxes[row], out[row])
-            except ImageDecodeError as error:
-                raise DataError(
-                    f"cannot decode {split.describe(image)}: {error}; the shard was damaged after "
-                    f"it was packed: run `rn50 verify {split.folder}`"
-                ) from error
+        jpeg, expected = split.jpeg(image), split.expected(image)
+        if self._verify_reads:
+            check_digest(jpeg, expected)
+        if request.boxes is None:
+            decoder.center_resized(jpeg, request.resize_px, out, expected)
+            return
+        box = request.boxes[row]
+        if image != request.ids[row]:
+            meant = split.expected(int(request.ids[row]))
+            box = moved_box(box, (meant.width, meant.height), (expected.width, expected.height))
+        decoder.crop_resized(jpeg, box, out, expected)
 
     def _deliver(self, split: PackedSplit, request: Request, slot: _Slot, wait_s: float) -> Batch:
         images = slot.images.permute(0, 3, 1, 2)
@@ -183,7 +239,8 @@ class Loader:
             images, labels, flips = (t.to(self._device) for t in (images, labels, flips))
         else:
             images, labels, flips = self._copy(slot, images, labels, flips)
-        return Batch(request=request, images=images, labels=labels, flips=flips, wait_s=wait_s)
+        bad = np.unique(np.array(slot.bad, np.int64))
+        return Batch(request, images, labels, flips, wait_s, bad)
 
     def _copy(self, slot: _Slot, *tensors: Tensor) -> list[Tensor]:
         """Copy to the GPU beside its computation; the computation waits only for the copy."""
@@ -200,3 +257,14 @@ class Loader:
         for copy in copies:
             copy.record_stream(current)
         return copies
+
+
+def _undecodable(
+    split: PackedSplit, image: int, error: ImageDecodeError, others: str = ""
+) -> DataError:
+    others = others and f", {others}"
+    return DataError(
+        f"cannot decode {split.describe(image)}{others}: {error}; the shard was damaged after it "
+        f"was packed: run `rn50 verify {split.folder}` and copy the shard again, or train with "
+        "other images in the place of bad ones: --resume --on-bad-image skip"
+    )
