@@ -3,11 +3,15 @@
     python benchmarks/augment.py                    # one core
     python benchmarks/augment.py --device cuda      # ours there, and its share of a training step
 
-On the CPU all sides are given the same number of threads, by default one, since a loader gives each
-worker process of torchvision one core. Ours begins with the draws on the host and ends with the
-batch; torchvision's are applied to images that are decoded already, as PIL images, which is usual,
-and as tensors. The sides take turns, and a ratio is that of two measurements of the same round:
-above 1, ours is so many times as fast.
+On the CPU all sides have the same number of threads, by default one, since a loader gives each
+worker process of torchvision one core; what is measured is the processor's time, so that others who
+use the machine count little. Every side flips and normalises, too. Ours begins with the draws and
+ends with the batch. Torchvision's, which draw for each image within, begin with images that are
+decoded already, as PIL images, which is usual, and as tensors, and end with the batch. (Given a
+batch, torchvision's would draw once for all of it.) The sides take turns, and a ratio is that of
+two measurements of the same round: above 1, ours is so many times as fast.
+
+On a GPU only ours is measured, and as a share of the training step there.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +30,17 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+import ceilings
 import machine
+import step
 from machine import Row
+from rn50 import hardware, rng
 from rn50.augment.device import Normalise
 from rn50.augment.draws import augment_draws, mix_draws
 from rn50.augment.mixing import mix
 from rn50.augment.pipeline import prepare, sampling_of
+from rn50.augment.rounds import to_device
 from rn50.augmentation import Augment, Mix
-from rn50.config import Model
-from rn50.model import resnet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TO_INPUT = (v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD))
@@ -58,8 +64,9 @@ class Case:
 
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
+PLAIN = "flip and normalise"
 CASES = {
-    "flip and normalise": Case(Augment()),
+    PLAIN: Case(Augment()),
     "RandAugment": Case(Augment(policy="randaugment"), v2.RandAugment()),
     "AutoAugment": Case(Augment(policy="autoaugment"), v2.AutoAugment()),
     "TrivialAugmentWide": Case(Augment(policy="trivialaugment"), v2.TrivialAugmentWide()),
@@ -94,15 +101,15 @@ def ours(case: Case, images: torch.Tensor) -> Step:
     """Return one batch of ours, with draws of its own each time."""
     count, px, device = len(images), images.shape[3], images.device
     normalise = Normalise(MEAN, STD).to(device)
-    flips = torch.arange(count, device=device) % 2 == 0
     labels = torch.arange(count, device=device) % 1000
     ids, epochs = np.arange(count), itertools.count()
     sampling = sampling_of(case.augment.policy, MEAN)
 
     def step() -> Any:
         epoch = next(epochs)
+        flips = rng.uniform(rng.key(0, "flip", epoch), ids, 1)[:, 0] < 0.5
         draws = augment_draws(case.augment, 0, epoch, ids, px)
-        inputs = prepare(images, flips, draws, normalise, sampling)
+        inputs = prepare(images, to_device(flips, device), draws, normalise, sampling)
         return mix(inputs, labels, mix_draws(case.mix or Mix(), 0, epoch, px))
 
     return step
@@ -124,71 +131,88 @@ def theirs(case: Case, images: Sequence[Any], of_pil: bool) -> Step:
 
 
 def milliseconds(step: Step, seconds: float, device: torch.device) -> float:
-    """Return the mean time of a step, over at least ``seconds``."""
-    _wait(device)
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds or not done:
+    """Return the mean time of a step over at least ``seconds``: on a CPU, that of the processor."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    ceilings.wait(device)
+    done, start = 0, clock()
+    while clock() - start < seconds or not done:
         step()
         done += 1
-        if device.type == "cuda" and done % 10 == 0:
-            _wait(device)
-    _wait(device)
-    return 1000 * (time.perf_counter() - start) / done
+        if device.type != "cpu" and done % 10 == 0:
+            ceilings.wait(device)
+    ceilings.wait(device)
+    return 1000 * (clock() - start) / done
 
 
-def measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Measure all cases and sides in turn."""
+def compare(names: Sequence[str], args: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each case: ours and torchvision's in turn, on the CPU."""
+    device = torch.device("cpu")
     images = smooth_images(args.batch_size, args.px)
     tensors = [image.contiguous() for image in images]
     pictures = [F.to_pil_image(image) for image in images]
-    sides: dict[tuple[str, str], Step] = {}
-    for name, case in CASES.items():
-        sides[name, "rn50"] = ours(case, images.to(device))
+    for name in names:
+        case = CASES[name]
+        sides = {"rn50": ours(case, images)}
         if case.has_peer:
-            sides[name, "torchvision PIL"] = theirs(case, pictures, of_pil=True)
-            sides[name, "torchvision tensor"] = theirs(case, tensors, of_pil=False)
-    measured: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
-    for number in range(args.rounds):
-        for key, step in sides.items():
-            if number == 0 and key[1] == "rn50":
-                step()
-            measured[key].append(milliseconds(step, args.seconds, device))
-            told = f"round {number + 1}: {', '.join(key)}: {measured[key][-1]:.1f} ms"
-            print(told, file=sys.stderr, flush=True)
-    rows = []
-    for name in CASES:
+            sides["torchvision PIL"] = theirs(case, pictures, of_pil=True)
+            sides["torchvision tensor"] = theirs(case, tensors, of_pil=False)
+        for side in sides.values():
+            side()
+        measured: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(args.rounds):
+            for side, one in sides.items():
+                measured[side].append(milliseconds(one, args.seconds, device))
         row: Row = {"augmentation": name}
-        for side in ("rn50", "torchvision PIL", "torchvision tensor"):
-            times = measured.get((name, side))
-            if times is not None:
-                row[f"{side}, ms"] = round(statistics.median(times), 2)
-                if side != "rn50":
-                    row[f"{side} / rn50"] = machine.ratio(times, measured[name, "rn50"])
-        rows.append(row)
-    return rows
+        for side, times in measured.items():
+            spread = machine.spread(times, 2)
+            row[f"{side}, ms"] = spread["median"]
+            row[f"{side}, min-max"] = f"{spread['min']}-{spread['max']}"
+            if side != "rn50":
+                row[f"{side} / rn50"] = machine.ratio(times, measured["rn50"])
+        print(row, file=sys.stderr, flush=True)
+        yield row
 
 
-def training_step_ms(args: argparse.Namespace, device: torch.device) -> float:
-    """Return the time of forward and backward of ResNet-50 in bf16 on such a batch."""
-    net = resnet.build(Model(), seed=0).to(device, memory_format=torch.channels_last)
-    inputs = torch.randn(args.batch_size, 3, args.px, args.px, device=device)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
+def share_of_step(case: step.Case, device: str, *, rounds: int, seconds: float) -> Iterator[Row]:
+    """Yield a row for each kind of augmentation: its time on a device, and beside that of a step.
 
-    def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = net(inputs).float().square().mean()
-        loss.backward()
-        net.zero_grad()
-
-    for _ in range(3):
-        step()
-    return milliseconds(step, max(args.seconds, 1.0), device)
+    The training step flips and normalises already, so that a share is what the augmentation adds
+    to that. Steps and augmentation are measured apart: that the host, which draws, is ahead of the
+    device is not counted in its favour.
+    """
+    run = step.run_of(case, device=device)
+    compute = hardware.resolve(run.hardware)
+    take, _ = step.our_step(run, compute, step.synthetic_batch(run, compute.device))
+    images = smooth_images(case.batch_size, case.px).to(compute.device)
+    steps = {"training step": take} | {name: ours(one, images) for name, one in CASES.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for one in steps.values():
+        for _ in range(3):
+            one()
+    for _ in range(rounds):
+        for name, one in steps.items():
+            times[name].append(milliseconds(one, seconds, compute.device))
+    plain = statistics.median(times[PLAIN])
+    whole = statistics.median(times["training step"])
+    for name, values in times.items():
+        spread = machine.spread(values, 3)
+        row: Row = {
+            "augmentation": name,
+            "px": case.px,
+            "batch": case.batch_size,
+            "precision": compute.precision,
+            **{f"ms {part}": value for part, value in spread.items()},
+        }
+        if name not in ("training step", PLAIN):
+            row["added, % of a step"] = round(100 * (spread["median"] - plain) / whole, 2)
+        yield row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure as the command line says, and print and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
@@ -196,32 +220,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="least time of a measurement")
     parser.add_argument("--json", type=Path, help="also write the report here, and as .md beside")
     args = parser.parse_args(arguments)
-    device = torch.device(args.device)
-    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    rows = measure(args, device)
-    if device.type == "cuda":
-        step_ms = training_step_ms(args, device)
-        for row in rows:
-            row["share of forward and backward"] = round(row["rn50, ms"] / step_ms, 3)
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads)
+        rows = list(compare(args.only, args))
+    else:
+        case = step.Case(args.px, args.batch_size, "auto")
+        timing = {"rounds": args.rounds, "seconds": args.seconds}
+        rows = list(share_of_step(case, args.device, **timing))
     settings = {name: value for name, value in vars(args).items() if name != "json"}
-    report = {"machine": machine.describe(device), "settings": settings, "augment": rows}
+    facts = machine.describe(torch.device(args.device))
+    report = {"machine": facts, "settings": settings, "augment": rows}
     markdown = "\n\n".join(
         [
             f"# Augmentation: ms per {args.batch_size} images at {args.px} px",
             machine.table(rows),
             "Settings: " + json.dumps(settings) + ".",
-            machine.facts_list(report["machine"]),
+            machine.facts_list(facts),
         ]
     )
     print(markdown)
     if args.json is not None:
         machine.write(args.json, report, markdown)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@
     python benchmarks/gpu.py --out DIR --cpu-smoke       # a miniature that tests this script
 
 Sections: the device's ceilings; whether our network computes what torchvision's does; the training
-step against torchvision's, eager and compiled; whether two deterministic runs agree bit for bit and
-what that costs; training from JPEG shards to the step at 224 and at 64 px; the loader against
-torchvision's on this host. Each runs in a process of its own with a limit of time, so that one that
-fails or hangs is recorded and the others still run. Results are written after every section.
+step against torchvision's, eager and compiled; what augmentation adds to a step; whether two
+deterministic runs agree bit for bit and what that costs; training from JPEG shards to the step at
+224 and at 64 px; the loader against torchvision's on this host. Each runs in a process of its own
+with a limit of time, so that one that fails or hangs is recorded and the others still run. Results
+are written after every section.
 
 Exit codes: 0, all sections done; 1, one failed or was cut short; 2, no CUDA device.
 """
@@ -35,6 +36,7 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+import augment
 import ceilings
 import loader
 import machine
@@ -176,6 +178,12 @@ def _compare_steps(job: Job, cases: list[step.Case], *, need_s: float) -> Iterat
             seconds=0.01 if job.small else 0.8,
             device=job.device,
         )
+
+
+def measure_augmentation(job: Job) -> Iterator[Row]:
+    """Yield what each augmentation takes, and adds to the eager training step."""
+    timing = {"rounds": 1, "seconds": 0.01} if job.small else {"rounds": 3, "seconds": 0.4}
+    yield from augment.share_of_step(job.case(), job.device, **timing)
 
 
 def check_determinism(job: Job) -> Iterator[Row]:
@@ -333,6 +341,7 @@ SECTIONS: dict[str, tuple[Section, float]] = {
     "numerics": (compare_numerics, 45),
     "step-eager": (compare_eager_steps, 100),
     "determinism": (check_determinism, 75),
+    "augment": (measure_augmentation, 45),
     "train-224": (train_at_224, 80),
     "train-64": (train_at_64, 60),
     "step-compiled": (compare_compiled_steps, 160),

@@ -17,12 +17,14 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 ALL = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import gpu, loader, step
+import augment, gpu, loader, step
 packed, out = sys.argv[2:]
 sizes = ["--count", "16", "--batch-size", "4", "--px", "32", "--workers", "2"]
 brief = ["--rounds", "1", "--seconds", "0.01"]
 sizes += ["--resize-short", "48"]
 loader.main(["--images", packed, *sizes, *brief, "--json", f"{out}/loader.json"])
+kinds = ["--only", "RandAugment of timm", "CutMix", "--batch-size", "4", "--px", "32"]
+augment.main([*kinds, *brief, "--json", f"{out}/augment.json"])
 for options in ([], ["--cpu-smoke", "--only", "ceilings", "numerics"]):
     try:
         gpu.main(["--out", out, *options])
@@ -57,6 +59,12 @@ def test_benchmarks_run_and_the_network_agrees_with_torchvision(
     methods = [row["method"] for row in report(tmp_path / "loader.json")["loader"]]
     assert methods[0] == "torchvision PIL"
     assert {"rn50", "rn50, 48 px", "floor: decode only", "floor: decode only, 48 px"} < {*methods}
+    timm, cutmix = report(tmp_path / "augment.json")["augment"]
+    assert timm["rn50, ms"] > 0
+    assert "torchvision PIL, ms" not in timm
+    for peer in ("torchvision PIL", "torchvision tensor"):
+        ratio = cutmix[f"{peer}, ms"] / cutmix["rn50, ms"]
+        assert cutmix[f"{peer} / rn50"] == pytest.approx(ratio, rel=0.5)
     assert [row["side"] for row in report(tmp_path / "step.json")["step"]] == [
         "torchvision",
         "rn50",
@@ -78,6 +86,7 @@ def test_every_section_of_the_gpu_benchmark_runs_in_miniature(tmp_path: Path) ->
     )
     assert all(section["rows"] for section in sections.values())
     assert sections["train-64"]["rows"][0]["finished"]
+    assert len(sections["augment"]["rows"]) == 12
     assert sections["determinism"]["rows"][-1]["bit-identical"]
 
 
