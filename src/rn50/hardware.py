@@ -1,13 +1,14 @@
 """What this machine can do: device, profile, native precision, threads, and memory."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rn50 import profiles
-from rn50.config import Hardware
+from rn50.config import Hardware, ProfileName
 from rn50.errors import UsageError
 from rn50.profiles import Profile
 
@@ -24,7 +25,7 @@ class Compute:
     """Images per forward pass; 0: the process's whole share of the batch."""
     prefetch_batches: int = 2
     compile: bool = False
-    profile: str = "local"
+    profile: ProfileName = "local"
     why: str = ""
     """Why this profile, for people."""
     note: str = ""
@@ -39,6 +40,10 @@ class Compute:
     def scales_loss(self) -> bool:
         """Return whether gradients need a loss scaler: fp16 underflows, bf16 does not."""
         return self.precision == "fp16"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choices as plain values."""
+        return {**asdict(self), "device": str(self.device)}
 
 
 def resolve(hardware: Hardware, *, local_rank: int = 0, local_world_size: int = 1) -> Compute:

@@ -6,8 +6,8 @@ channels-last everywhere, and activations are recomputed only where that is aske
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from rn50.config import Precision, ProfileName
 
@@ -29,10 +29,11 @@ class Profile:
     """CUDA compute capability of its GPU; None: no CUDA."""
     precision: Precision
     """``"auto"``: bf16 where the device computes it natively, else fp32."""
-    images_per_second: int | None
-    """Published speed of training at 224 px on one GPU."""
     why: str
-    """Where the values come from."""
+    """Why this precision, and what else to know."""
+    images_per_second: int | None = None
+    """Published speed of training at 224 px on one GPU; it decides how far to read ahead."""
+    speed_source: str = ""
     compile: bool = False
     """Off everywhere until it is measured: no published training speed of a compiled ResNet-50 was
     found, and each image size costs about a minute of compiling."""
@@ -55,61 +56,69 @@ class Profile:
         seconds_per_batch = _SHARE / (self.images_per_second or 1)
         return max(_LEAST_AHEAD, math.ceil(_AHEAD_S / seconds_per_batch))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile and what it decides as plain values."""
+        derived = {"micro_batch": self.micro_batch, "prefetch_batches": self.prefetch_batches}
+        return {**asdict(self), **derived}
 
-_EMULATED = (
-    "below capability 8.0 bf16 is emulated, and cuDNN has no such convolution "
-    "(huggingface/diffusers#14129)"
-)
+
+_EMULATED = "no native bf16 below capability 8.0 (huggingface/diffusers#14129)"
+_NATIVE = "native bf16, which needs no loss scaler"
+_NVIDIA = "NVIDIA DeepLearningExamples, mixed precision"
+_LAMBDA = "Lambda's benchmark, mixed precision"
 
 _ALL = (
     Profile(
         name="local",
-        machine="a CPU or an Apple GPU, memory shared with everything else",
+        machine="CPU or Apple GPU, with the memory of the host",
         capability=None,
         precision="auto",
-        images_per_second=None,
-        why="bf16 where the CPU has AVX-512 BF16 or AMX, else fp32; an Apple GPU: fp32",
+        why="bf16 where the CPU has AVX-512 BF16 or AMX, else fp32; fp32 on an Apple GPU",
     ),
     Profile(
         name="t4",
-        machine="NVIDIA T4, 16 GB: AWS g4dn, Colab, Kaggle",
+        machine="NVIDIA T4, 16 GB (AWS g4dn, Colab, Kaggle)",
         capability=(7, 5),
         precision="fp16",
+        why=_EMULATED,
         images_per_second=400,
-        why=f"{_EMULATED}; speed: an estimate, no clean source was found",
+        speed_source="an estimate; no clean source was found",
     ),
     Profile(
         name="p3",
-        machine="NVIDIA V100, 16 or 32 GB: AWS p3",
+        machine="NVIDIA V100, 16 or 32 GB (AWS p3)",
         capability=(7, 0),
         precision="fp16",
+        why=f"{_EMULATED}; torch 2.11 and above: CUDA 12.6 builds only (pytorch#172352)",
         images_per_second=1200,
-        why=f"{_EMULATED}; speed: NVIDIA DeepLearningExamples, mixed precision; torch 2.11 and "
-        "above runs on it in its CUDA 12.6 builds only (pytorch#172352)",
+        speed_source=_NVIDIA,
     ),
     Profile(
         name="g5",
-        machine="NVIDIA A10G, 24 GB: AWS g5",
+        machine="NVIDIA A10G, 24 GB (AWS g5)",
         capability=(8, 6),
         precision="bf16",
+        why=_NATIVE,
         images_per_second=640,
-        why="bf16 needs no loss scaler; speed: Lambda's benchmark of the A10",
+        speed_source=f"{_LAMBDA}, of the A10",
     ),
     Profile(
         name="p4d",
-        machine="NVIDIA A100, 40 or 80 GB: AWS p4d, p4de",
+        machine="NVIDIA A100, 40 or 80 GB (AWS p4d, p4de)",
         capability=(8, 0),
         precision="bf16",
+        why=_NATIVE,
         images_per_second=2470,
-        why="bf16 needs no loss scaler; speed: NVIDIA DeepLearningExamples, mixed precision",
+        speed_source=_NVIDIA,
     ),
     Profile(
         name="h100",
-        machine="NVIDIA H100, 80 GB: AWS p5",
+        machine="NVIDIA H100, 80 GB (AWS p5)",
         capability=(9, 0),
         precision="bf16",
+        why=_NATIVE,
         images_per_second=2790,
-        why="bf16 needs no loss scaler; speed: Lambda's benchmark (MLPerf's fused code: 7,140)",
+        speed_source=f"{_LAMBDA} (MLPerf's fused code: 7,140)",
     ),
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 
 from rn50.cli.data import download, prepare, verify
-from rn50.cli.inform import doctor, evaluate, recipes
+from rn50.cli.inform import doctor, evaluate, hardware, recipes
 from rn50.cli.say import say_error
 from rn50.cli.training import find_lr_command, train_command
 from rn50.errors import UserError
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "verify": verify,
             "eval": evaluate,
             "recipes": recipes,
+            "hardware": hardware,
             "doctor": doctor,
         }
         tyro.extras.subcommand_cli_from_dict(

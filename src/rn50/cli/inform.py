@@ -1,4 +1,4 @@
-"""``rn50 eval``, ``rn50 recipes`` and ``rn50 doctor``: commands that change nothing."""
+"""``rn50 eval``, ``recipes``, ``hardware`` and ``doctor``: commands that change nothing."""
 
 import json
 from pathlib import Path
@@ -101,6 +101,49 @@ def _named(names: tuple[str, ...], count: int, usage: str) -> tuple[str, ...]:
             "`rn50 recipes` lists them"
         )
     return names
+
+
+def hardware(
+    *,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """List the hardware profiles, and say what is chosen on this machine and why.
+
+    Args:
+        hardware: What is asked for; by default nothing.
+        json_output: Print JSON.
+    """
+    from rn50.hardware import resolve
+    from rn50.profiles import PROFILES
+
+    here = resolve(hardware)
+    if json_output:
+        listed = {name: profile.to_json() for name, profile in PROFILES.items()}
+        say(json.dumps({"profiles": listed, "here": here.to_json()}, indent=2))
+        return
+    table = rich.table.Table("profile", "machine", box=None)
+    for column in ("precision", "micro-batch", "ahead", "compile", "img/s"):
+        table.add_column(column, no_wrap=True)
+    for name, profile in PROFILES.items():
+        facts = (
+            profile.precision,
+            profile.micro_batch,
+            str(profile.prefetch_batches),
+            "on" if profile.compile else "off",
+            f"{profile.images_per_second:,}" if profile.images_per_second else "-",
+        )
+        style = "bold green" if name == here.profile else ""
+        table.add_row(name, profile.machine, *facts, style=style)
+        table.add_row("", f"  {profile.why}", style="dim")
+    rich.console.Console(width=max(110, rich.console.Console().width)).print(table)
+    say(
+        f"\nhere: {here.profile} ({here.why}): {here.device.type} in {here.precision}, "
+        f"{here.workers} decoding threads, {here.prefetch_batches} batches ahead, "
+        f"{'compiled' if here.compile else 'not compiled'}, micro-batch "
+        f"{here.micro_batch or PROFILES[here.profile].micro_batch}"
+    )
+    say(f"{here.note}\n" * bool(here.note) + "What you set yourself wins over a profile.")
 
 
 def doctor(*, json_output: Annotated[bool, arg(name="json")] = False) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 from rn50 import distributed, durable, hardware
 from rn50.config import Run, to_dict
 from rn50.data.loader import Batch, Loader
+from rn50.model import resnet
+from rn50.train import probe
 from rn50.train.lr_finder import Finding, Range, find
 from rn50.train.run import open_data, plan_of
 
@@ -46,10 +49,20 @@ def find_lr(
     """
     with ExitStack() as stack:
         group = stack.enter_context(distributed.group(hardware.device_type(run.hardware)))
+        say = say if group.is_first else _silently
         compute = hardware.resolve(
             run.hardware, local_rank=group.local_rank, local_world_size=group.local_world_size
         )
         split = open_data(run, group, say).split("train")
+        compute = replace(
+            compute,
+            micro_batch=probe.micro_batch(
+                *(run, resnet.build(run.model, seed=run.seed).to(compute.device), compute, group),
+                plan_of(run, split, group),
+                say=say,
+            ),
+        )
+        stack.enter_context(probe.full_memory_explained(compute))
         loader = stack.enter_context(
             Loader(compute.device, workers=compute.workers, prefetch=compute.prefetch_batches)
         )
@@ -67,6 +80,10 @@ def find_lr(
             durable.write_json(place / VALUES, {**found.to_json(), "run": to_dict(run)})
             durable.write_bytes(place / CURVES, curves(found, run.recipe))
     return found
+
+
+def _silently(_: str) -> None:
+    pass
 
 
 def curves(found: Finding, title: str) -> bytes:

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from rn50.observe.console import Console
 from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
 from rn50.remote_files import is_remote
-from rn50.train import checkpoint, folder
+from rn50.train import checkpoint, folder, probe
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
 from rn50.train.loop import Surroundings, train
@@ -92,6 +92,7 @@ def start(
             say(f"the run in {job.place} is finished; nothing is left to do")
             return _finished(job.place)
         state = _state(job, saved)
+        job = _with_micro_batch(job, state, saved, say)
         resumed, saved = saved is not None, None  # its tensors are in the state now
         _train(job, state, stack.enter_context(StopRequest()), resumed=resumed)
         return _finished(job.place)
@@ -101,6 +102,8 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
     compute = hardware.resolve(
         run.hardware, local_rank=group.local_rank, local_world_size=group.local_world_size
     )
+    if compute.note:
+        say(compute.note)
     dataset = open_data(run, group, say)
     # The others must not look for themselves: by then the first may have made its folder.
     place = Path(group.from_first(str(folder.choose(run, resume=resume)) if group.is_first else ""))
@@ -191,12 +194,26 @@ def _state(job: _Job, saved: Saved | None) -> TrainState:
     return state
 
 
+def _with_micro_batch(
+    job: _Job, state: TrainState, saved: Saved | None, say: Callable[[str], None]
+) -> _Job:
+    """Return the job with the number of images that each process takes at once."""
+    chosen = probe.micro_batch(
+        *(job.run, state.model, job.compute, job.group),
+        plan_of(job.run, job.train_split, job.group),
+        begun_with=saved.about.get("micro_batch", 0) if saved is not None else 0,
+        say=say,
+    )
+    return replace(job, compute=replace(job.compute, micro_batch=chosen))
+
+
 def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) -> None:
     run, group, compute = job.run, job.group, job.compute
     plan = plan_of(run, job.train_split, group)
     timeline = Timeline(run, plan.steps_per_epoch)
     engine = Engine.of(state, run, compute, group)
     with ExitStack() as stack:
+        stack.enter_context(probe.full_memory_explained(compute))
         loader = stack.enter_context(
             Loader(compute.device, workers=compute.workers, prefetch=compute.prefetch_batches)
         )
@@ -271,6 +288,7 @@ def _save(
         "data": data if is_remote(data) else str(job.dataset.folder),
         "fingerprint": job.dataset.fingerprint,
         "world_size": job.group.world_size,
+        "micro_batch": job.compute.micro_batch,
         "versions": _versions(),
     }
     checkpoint.save(job.place, snapshot, about, keep=job.run.storage.keep_checkpoints)
@@ -304,7 +322,9 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
         "num_classes": len(job.dataset.classes),
         "world_size": job.group.world_size,
         "device": hardware.describe(job.compute.device),
+        "profile": job.compute.profile,
         "precision": job.compute.precision,
+        "micro_batch": job.compute.micro_batch,
         "decoder": decoder_name(),
         "versions": _versions(),
         "timing": {"time": _now()},
