@@ -99,3 +99,93 @@ def serving(files: dict[str, bytes]) -> Iterator[Faulty]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@dataclass
+class Metadata:
+    """A cloud's metadata service, which asks for the headers that the real ones ask for."""
+
+    answers: dict[str, str] = field(default_factory=dict)
+    """By path; what is not here is answered with 404."""
+    url: str = ""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Paths that are answered with this status instead."""
+    silent: set[str] = field(default_factory=set)
+    """Paths to which no answer ever arrives."""
+    tokens: list[str] = field(default_factory=list)
+    """EC2's, as they were given out; only the last one is valid."""
+    requests: list[str] = field(default_factory=list)
+    """Method and path of every request."""
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def asked(self, path: str) -> int:
+        return sum(path in request for request in self.requests)
+
+
+class _MetadataHandler(BaseHTTPRequestHandler):
+    server: "_MetadataServer"
+
+    def do_PUT(self) -> None:
+        self._handle()
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    def _handle(self) -> None:
+        service = self.server.service
+        path = self.path.partition("?")[0]
+        service.requests.append(f"{self.command} {self.path}")
+        if path in service.silent:
+            service.closing.wait(20)
+            return
+        status, text = self._answer(service, path)
+        self.send_response(service.statuses.get(path, status))
+        if service.statuses.get(path) == 302:
+            self.send_header("Location", f"{service.url}/elsewhere")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def _answer(self, service: Metadata, path: str) -> tuple[int, str]:
+        if path == "/latest/api/token":
+            if self.command != "PUT" or "X-aws-ec2-metadata-token-ttl-seconds" not in self.headers:
+                return 400, ""
+            service.tokens.append(f"secret-{len(service.tokens)}")
+            return 200, service.answers.get(path, service.tokens[-1])
+        if path.startswith("/latest/"):
+            token = self.headers.get("X-aws-ec2-metadata-token")
+            if not service.tokens or token != service.tokens[-1]:
+                return 401, ""
+        if path.startswith("/computeMetadata/") and self.headers["Metadata-Flavor"] != "Google":
+            return 403, ""
+        if path.startswith("/metadata/") and self.headers["Metadata"] != "true":
+            return 400, ""
+        return (200, service.answers[path]) if path in service.answers else (404, "")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _MetadataServer(ThreadingHTTPServer):
+    daemon_threads = True
+    service: Metadata
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that wait no longer."""
+
+
+@contextmanager
+def metadata(answers: dict[str, str] | None = None) -> Iterator[Metadata]:
+    """Serve a cloud's metadata until the block ends."""
+    server = _MetadataServer(("127.0.0.1", 0), _MetadataHandler)
+    url = f"http://127.0.0.1:{server.server_port}"
+    server.service = Metadata(dict(answers or {}), url=url)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server.service
+    finally:
+        server.service.closing.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -32,6 +32,7 @@ _Section = TypeVar("_Section")
 Arch = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+SpotNotices = Literal["auto", "ec2", "gcp", "azure", "off"]
 ProfileName = Literal["auto", "local", "t4", "p3", "g5", "p4d", "h100"]
 
 
@@ -177,6 +178,9 @@ class Storage:
     """Save every so many epochs, and at the end; 0: only at the end."""
     keep_checkpoints: Count = 2
     """How many of the newest checkpoints are kept."""
+    spot_notices: SpotNotices = "auto"
+    """Whose notices are watched that this machine is about to be taken away: then the run saves and
+    exits with 33. auto: those of the cloud that the machine's firmware names, if any."""
 
 
 @section

@@ -75,12 +75,20 @@ class Group:
         dist.all_reduce(total)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """Return on every process whether ``flag`` holds on at least one.
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """Return on every process, for each of ``flags``, whether it holds on at least one.
 
-        Travels from host to host, so that no device is waited for.
+        One reduction from host to host, so that no device is waited for.
         """
-        return bool(self.sum(torch.tensor([int(flag)])).item())
+        return tuple(map(bool, self.sum(torch.tensor(flags, dtype=torch.int64)).tolist()))
+
+    def gather(self, value: str) -> list[str]:
+        """Return on every process the texts of all, by rank; from host to host."""
+        if self.world_size == 1:
+            return [value]
+        values = [""] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def least(self, value: int) -> int:
         """Return on every process the smallest of the processes' values."""
@@ -107,9 +115,8 @@ class Group:
         return box[0]
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
-        if self.world_size > 1:
-            dist.barrier()
+        """Wait until every process has come here; from host to host."""
+        self.any_of(False)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import tyro
 from rn50.cli.data import download, prepare, verify
 from rn50.cli.inform import doctor, evaluate, hardware, recipes
 from rn50.cli.say import say_error
+from rn50.cli.supervising import supervise_command
 from rn50.cli.training import find_lr_command, train_command
 from rn50.errors import UserError
+from rn50.supervise import tell
 
 _DESCRIPTION = "Train ResNet-50 from scratch: prepare data, train, resume, evaluate."
 _SHORT = {
@@ -24,7 +26,7 @@ _SHORT = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with the code that its outcome has (see ``rn50.errors``)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, supervise = supervise_command(sys.argv[1:] if arguments is None else arguments)
     given = [word for one in given for word in _SHORT.get(one, (one,))]
     try:
         commands: dict[str, Callable[..., Any]] = {
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "recipes": recipes,
             "hardware": hardware,
             "doctor": doctor,
+            "supervise": supervise,
         }
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sort_subcommands=False,
         )
     except UserError as error:
+        tell(error.exit_code)
         say_error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

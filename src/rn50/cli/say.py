@@ -1,5 +1,6 @@
 """What the commands print."""
 
+import contextlib
 import sys
 from typing import Any
 
@@ -32,4 +33,6 @@ def say_aside(text: str) -> None:
 
 def say_error(text: str) -> None:
     """Print the one line of a refusal."""
-    print(f"rn50: error: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    # A terminal that was closed takes no line; the exit code still tells.
+    with contextlib.suppress(OSError):
+        print(f"rn50: error: {text}", file=sys.stderr, flush=True)  # noqa: T201

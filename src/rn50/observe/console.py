@@ -84,8 +84,8 @@ class Console:
             case "epoch":
                 self._pace.epoch(record)
                 self._line(_epoch(record, self._pace.epochs))
-            case "warning":
-                self._line(f"warning: {record['message']}", style="yellow")
+            case "warning" | "notice":
+                self._line(f"{record['kind']}: {record['message']}", style="yellow")
             case "end":
                 self._line(f"finished at step {record['step']:,}")
                 self.close()

@@ -23,7 +23,7 @@ FILE_NAME = "metrics.jsonl"
 TIMING = "timing"
 """The key of a record under which everything lies that depends on the clock."""
 
-_INCIDENTAL = {"resume", "checkpoint", "warning"}
+_INCIDENTAL = {"resume", "checkpoint", "warning", "notice"}
 
 
 class Recorder:
@@ -166,8 +166,8 @@ def read(path: Path) -> list[Record]:
 def without_timing(records: Iterable[Record]) -> list[Record]:
     """Return what training produced, which is equal for a resumed and an uninterrupted run.
 
-    Left out are the clock's values, and whole records that tell when a process was stopped, saved
-    or had something to warn of: resume, checkpoint and warning.
+    Left out are the clock's values, and whole records that tell when a process was stopped, saved,
+    was told something or had something to warn of: resume, checkpoint, notice and warning.
     """
     return [
         {key: value for key, value in record.items() if key != TIMING}

@@ -18,6 +18,7 @@ from rn50.observe.record import Record
 from rn50.train import state as states
 from rn50.train.meter import Totals
 from rn50.train.pace import Pace
+from rn50.train.preempt import Asked
 from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot, TrainState
 from rn50.train.step import Engine, train_step
@@ -35,7 +36,8 @@ class Surroundings:
     """Scores of the model and its average on the validation split."""
     save: Callable[[Snapshot], Path]
     """Write a checkpoint, on the first process only."""
-    stop_requested: Callable[[], bool]
+    asked: Callable[[int, bool], Asked]
+    """What any process was asked after a step; given whether a save is due here by the clock."""
     record: Callable[[Record], None]
     """Hand a record to whoever observes; on the first process only."""
 
@@ -77,15 +79,15 @@ def train(
             epoch.restart()
             window.restart()
 
-        stopping = engine.group.any(to.stop_requested())
-        if stopping or _saves(run, timeline, done) or engine.group.any(_is_late(run, last_save)):
+        asked = to.asked(done, _is_late(run, last_save))
+        if asked.stop or asked.save or _saves(run, timeline, done):
             start = time.perf_counter()
             path = to.save(states.snapshot(state))
             last_save, seconds = time.monotonic(), time.perf_counter() - start
             to.record(_checkpoint_record(done, path, seconds))
             for pace in (window, epoch):
                 pace.pause(seconds)
-        if stopping and done < timeline.total_steps:
+        if asked.stop and done < timeline.total_steps:
             raise InterruptedRunError(
                 f"stopped as asked after step {done} of {timeline.total_steps} and saved; "
                 "run the same command with --resume to go on"

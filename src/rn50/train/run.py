@@ -22,7 +22,7 @@ from rn50.data.loader import Batch, Loader
 from rn50.data.plan import TrainPlan
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.distributed import Group
-from rn50.errors import DataError, UsageError
+from rn50.errors import DataError, InterruptedRunError, UsageError
 from rn50.evaluate import evaluate, labelled
 from rn50.model import weights
 from rn50.observe import record
@@ -33,8 +33,10 @@ from rn50.remote_files import is_remote
 from rn50.train import checkpoint, folder, probe
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
+from rn50.train.clouds import notice_service
 from rn50.train.loop import Surroundings, train
-from rn50.train.preempt import StopRequest
+from rn50.train.notices import Watch
+from rn50.train.preempt import Requests, StopRequest
 from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot, TrainState
 from rn50.train.step import Engine
@@ -218,14 +220,22 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
             Loader(compute.device, workers=compute.workers, prefetch=compute.prefetch_batches)
         )
         write, sync = _observe(job, state, timeline, stack, resumed=resumed)
+        # One process of a machine asks for all.
+        watched = run.storage.spot_notices if group.local_rank == 0 else "off"
+        watch = stack.enter_context(Watch(notice_service(watched)))
         surroundings = Surroundings(
             batches=partial(_batches, loader, job.train_split, plan, timeline.total_steps),
             evaluate=partial(_evaluate, job, state, loader),
             save=partial(_save, job, state, timeline, sync),
-            stop_requested=lambda: stop.requested,
+            asked=Requests(stop, watch, group, write).agree,
             record=write,
         )
-        train(run, state, engine, timeline, surroundings)
+        try:
+            train(run, state, engine, timeline, surroundings)
+        except InterruptedRunError:
+            # As soon as one process ends, torchrun ends the others: not before the save is done.
+            group.wait()
+            raise
         write({"kind": "end", "step": state.step, "timing": {"time": _now()}})
 
 
