@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rn50 import config
+from rn50 import cli, config
 from rn50.errors import UsageError
 from rn50.model import resnet
-from rn50.recipes import RECIPES, equivalent_epochs, recipe, summary
+from rn50.recipes import RECIPES, equivalent_epochs, published, recipe, summary
+from rn50.recipes.published.torchvision import ema_horizon
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes.json"
 
@@ -43,6 +44,7 @@ def test_a_recipe_bears_its_name_and_survives_json(name):
 def test_a_recipe_says_what_it_is_and_what_it_reached(name):
     told = RECIPES[name].__doc__ or ""
     assert summary(name).endswith(".")
+    assert f"rn50 train {name} " in told or name == "demo"
     for part in ("Source:", "Command: ``rn50 train", "Published:", "Measured:"):
         assert part in told
 
@@ -72,6 +74,46 @@ def test_equivalent_epochs_grow_with_the_square_of_the_training_side():
     assert equivalent_epochs(run) == 90
     half = dataclasses.replace(run, images=dataclasses.replace(run.images, train_px=112))
     assert equivalent_epochs(half) == 22.5
+
+
+def test_the_table_has_a_line_for_each_recipe_in_100_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    cli.main(["recipes"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    for name in RECIPES:
+        (line,) = [one for one in lines if one.split()[:1] == [name]]
+        assert line.rstrip().endswith(summary(name))
+        assert published(name) in line
+
+
+def test_what_holds_for_all_recipes_of_a_kind_is_shown_with_each(capsys):
+    cli.main(["recipes", "show", "ffcv-16"])
+    told = capsys.readouterr().out
+    assert "73.76% top-1" in told
+    assert "Scores here are of one crop" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        *[("ffcv-16", 9.06), ("ffcv-24", 13.4), ("ffcv-32", 17.9), ("ffcv-40", 22.2)],
+        *[("ffcv-56", 31.0), ("ffcv-88", 48.7), ("rsb-a3", 51.0), ("torchvision-v2", 370.4)],
+        *[("mosaic-hot", 110), ("rsb-a1", 600), ("ladder-300", 185)],
+    ],
+)
+def test_the_cost_of_a_recipe_is_that_of_its_source(name, epochs):
+    """Mosaic's grows by 4 px and not by 32: 2% lie between."""
+    assert equivalent_epochs(recipe(name)) == pytest.approx(epochs, rel=0.025)
+
+
+def test_torchvision_s_average_reaches_over_4_percent_of_imagenet_and_too_far_elsewhere():
+    """Its script's arithmetic, with 8 GPUs, 128 images each and an update every 32 steps."""
+    alpha = (1 - 0.99998) * (8 * 128 * 32 / 600)
+    steps = 600 * 1_281_167 / 1024
+    assert ema_horizon(1_281_167) == pytest.approx(32 / alpha / steps, rel=1e-6)
+    assert recipe("torchvision-v2").average.ema_horizon == pytest.approx(0.039, abs=1e-4)
+    assert ema_horizon(100_000) == pytest.approx(0.5)
 
 
 if __name__ == "__main__":

@@ -173,3 +173,18 @@ class Loss:
     undoes smoothing; 0 keeps them as they are."""
     bce_log_bias: bool = True
     """bce: begin with the classifier's bias at -log(classes), so that the answers sum to one."""
+
+    @model_validator(mode="after")
+    def _smooths_once(self) -> "Loss":
+        if self.bce_threshold and self.name != "bce":
+            raise ValueError(
+                f"bce_threshold is {self.bce_threshold:g}, but the loss is {self.name}; give "
+                "--loss bce too, or --loss.bce-threshold 0"
+            )
+        if self.bce_threshold and self.label_smoothing:
+            raise ValueError(
+                f"bce_threshold is {self.bce_threshold:g} and label_smoothing "
+                f"{self.label_smoothing:g}; the threshold makes every target 0 or 1 again, which "
+                "undoes smoothing: set --label-smoothing 0 or --loss.bce-threshold 0"
+            )
+        return self

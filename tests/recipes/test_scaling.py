@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rn50.config import Images, Model, Schedule
+from rn50.config import Average, Images, Model, Schedule
 from rn50.errors import UsageError
 from rn50.recipes import equivalent_epochs, recipe, train_sides
 from rn50.recipes.scaling import (
@@ -14,6 +14,7 @@ from rn50.recipes.scaling import (
     coupled_decay,
     decoupled_decay,
     ffcv_sizes,
+    half_life_horizon,
     scaled_lr,
 )
 from rn50.train.layerwise import SGDW
@@ -140,6 +141,7 @@ def test_a_run_of_another_length_keeps_the_share_of_every_phase():
             tail_epochs=18,
             tail_anneal_epochs=3,
         ),
+        average=Average(swa_epochs=18),
     )
     short = at_length(run, 10)
     assert short.epochs == 10
@@ -148,5 +150,13 @@ def test_a_run_of_another_length_keeps_the_share_of_every_phase():
     assert short.schedule.milestones == pytest.approx((30 / 9, 60 / 9))
     assert short.schedule.tail_epochs == pytest.approx(2)
     assert short.schedule.tail_anneal_epochs == pytest.approx(1 / 3)
+    assert short.average.swa_epochs == pytest.approx(2)
     assert at_length(run, 90) == run
-    assert at_length(run, 2).images.sizes == ((0, 128), (1, 224))
+    assert at_length(recipe("ladder-30"), 2).images.sizes == ((0, 96), (1, 176))
+
+
+def test_composer_s_half_life_becomes_a_share_of_the_run():
+    share = half_life_horizon(100, batch_size=2048, epochs=36)
+    assert share == pytest.approx(0.0064, abs=1e-4)
+    steps = 36 * 1_281_167 / 2048
+    assert math.exp(-20 / (share * steps)) == pytest.approx(2 ** (-20 / 100))

@@ -84,7 +84,7 @@ def test_targets_above_the_threshold_become_one():
     logits, labels, partners, share = drawn()
     target = (written_out(labels, partners, share, 0.0) > 0.2).float()
     theirs = F.binary_cross_entropy_with_logits(logits, target)
-    settings = Loss(name="bce", bce_over_classes="mean", bce_threshold=0.2)
+    settings = Loss(name="bce", label_smoothing=0.0, bce_over_classes="mean", bce_threshold=0.2)
     torch.testing.assert_close(loss(settings, logits, labels, partners, share), theirs)
 
 

@@ -13,9 +13,11 @@ from rn50.cli.say import say, say_aside, say_scores
 from rn50.config import Hardware
 from rn50.errors import UsageError
 from rn50.recipes import (
+    GROUPS,
     RECIPES,
     description,
     equivalent_epochs,
+    notes,
     published,
     recipe,
     summary,
@@ -67,7 +69,7 @@ def recipes(
     """
     if action == "show":
         (name,) = _named(names, 1, "show NAME")
-        say(f"{name}: {description(name)}\n")
+        say(f"{name}: {description(name)}\n\n{notes(name)}\n")
         say(json.dumps(config.to_dict(recipe(name)), indent=2))
         return
     if action == "diff":
@@ -79,19 +81,25 @@ def recipes(
         rich.console.Console().print(table)
         return
     _named(names, 0, "list")
-    rows = [(name, RECIPES[name]()) for name in RECIPES]
     if form == "json":
-        say(json.dumps({name: config.to_dict(run) for name, run in rows}, indent=2))
+        say(json.dumps({name: config.to_dict(recipe(name)) for name in RECIPES}, indent=2))
         return
     table = rich.table.Table(box=None)
-    for column in ("recipe", "epochs", "px", "224-px epochs", "published"):
-        table.add_column(column, no_wrap=True)
+    for column in ("recipe", "epochs", "px", "cost", "published"):
+        right = column in ("epochs", "cost")
+        table.add_column(column, no_wrap=True, justify="right" if right else "left")
     table.add_column("what it is", min_width=20)
-    for name, run in rows:
-        px = f"{train_sides(run)}/{run.images.test_px}"
-        cost = f"{equivalent_epochs(run):.1f}"
-        table.add_row(name, str(run.epochs), px, cost, published(name), summary(name))
-    rich.console.Console(width=max(110, rich.console.Console().width)).print(table)
+    for group, made in GROUPS.items():
+        table.add_row(f"\n[bold]{group}[/bold]")
+        for name in made:
+            run = recipe(name)
+            px = f"{train_sides(run)}/{run.images.test_px}"
+            cost = f"{equivalent_epochs(run):.1f}"
+            table.add_row(name, str(run.epochs), px, cost, published(name), summary(name))
+    rich.console.Console(width=max(100, rich.console.Console().width)).print(table)
+    say(
+        "\npx: training / test. cost: in epochs at 224 px. Published: see `rn50 recipes show NAME`."
+    )
 
 
 def _named(names: tuple[str, ...], count: int, usage: str) -> tuple[str, ...]:

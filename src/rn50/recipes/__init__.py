@@ -7,15 +7,61 @@ from collections.abc import Callable
 
 from rn50.config import Run
 from rn50.errors import UsageError
-from rn50.recipes.imagenet import imagenet_90
-from rn50.recipes.small import cifar10_resnet18, cifar10_resnet50, demo, tiny_imagenet_resnet50
+from rn50.recipes import ladder, seeds, small
+from rn50.recipes.published import ffcv, mosaic, nvidia, rsb, torchvision
+
+GROUPS: dict[str, dict[str, Callable[[], Run]]] = {
+    "small data": {
+        "demo": small.demo,
+        "cifar10-resnet18": small.cifar10_resnet18,
+        "cifar10-resnet50": small.cifar10_resnet50,
+        "tiny-imagenet-resnet50": small.tiny_imagenet_resnet50,
+        "tiny-imagenet-strong": small.tiny_imagenet_strong,
+        "tiny-imagenet-v1": small.tiny_imagenet_v1,
+        "tiny-imagenet-v2": small.tiny_imagenet_v2,
+    },
+    "ImageNet, ours": {
+        "ladder-16": ladder.ladder_16,
+        "ladder-30": ladder.ladder_30,
+        "ladder-50": ladder.ladder_50,
+        "ladder-90": ladder.ladder_90,
+        "ladder-300": ladder.ladder_300,
+        "ladder-600": ladder.ladder_600,
+        "imagenet-90": ladder.imagenet_90,
+    },
+    "ImageNet, published": {
+        "torchvision-v1": torchvision.torchvision_v1,
+        "torchvision-v2": torchvision.torchvision_v2,
+        "ffcv-16": ffcv.ffcv_16,
+        "ffcv-24": ffcv.ffcv_24,
+        "ffcv-32": ffcv.ffcv_32,
+        "ffcv-40": ffcv.ffcv_40,
+        "ffcv-56": ffcv.ffcv_56,
+        "ffcv-88": ffcv.ffcv_88,
+        "mosaic-mild": mosaic.mosaic_mild,
+        "mosaic-medium": mosaic.mosaic_medium,
+        "mosaic-hot": mosaic.mosaic_hot,
+        "rsb-a1": rsb.rsb_a1,
+        "rsb-a2": rsb.rsb_a2,
+        "rsb-a3": rsb.rsb_a3,
+        "nvidia-90": nvidia.nvidia_90,
+        "nvidia-250": nvidia.nvidia_250,
+        "mlperf-lars": nvidia.mlperf_lars,
+    },
+    "the seeds' own": {
+        "s0-kaggle": seeds.s0_kaggle,
+        "s0-ec2-sample": seeds.s0_ec2_sample,
+        "s0-production": seeds.s0_production,
+        "s1-cosine-swa": seeds.s1_cosine_swa,
+        "s3-onecycle-50": seeds.s3_onecycle_50,
+        "s3-onecycle-120": seeds.s3_onecycle_120,
+        "s4-medium": seeds.s4_medium,
+    },
+}
+"""Recipes by name, in the groups that `rn50 recipes` shows."""
 
 RECIPES: dict[str, Callable[[], Run]] = {
-    "demo": demo,
-    "cifar10-resnet18": cifar10_resnet18,
-    "cifar10-resnet50": cifar10_resnet50,
-    "tiny-imagenet-resnet50": tiny_imagenet_resnet50,
-    "imagenet-90": imagenet_90,
+    name: make for group in GROUPS.values() for name, make in group.items()
 }
 
 
@@ -37,11 +83,17 @@ def description(name: str) -> str:
     return inspect.cleandoc(RECIPES[name].__doc__ or "")
 
 
+def notes(name: str) -> str:
+    """Return what holds for all recipes of a recipe's module, such as how they differ."""
+    module = inspect.getmodule(RECIPES[name])
+    return inspect.cleandoc((module.__doc__ if module else None) or "")
+
+
 def published(name: str) -> str:
     """Return the published top-1 accuracy, or a dash where there is none."""
     told = description(name).partition("Published:")[2].partition("Measured:")[0]
-    found = re.search(r"\d+\.\d+%(?: to \d+\.\d+%)?", told)
-    return found[0] if found else "–"
+    found = re.search(r"(\d+\.\d+)%(?: to (\d+\.\d+)%)?", told)
+    return "–".join(filter(None, found.groups())) + "%" if found else "–"
 
 
 def summary(name: str) -> str:
