@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import numpy as np
@@ -84,6 +85,44 @@ def test_scores_are_those_of_a_slow_pass_image_by_image(dataset):
     assert {name: got[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("batch", [1, 7, 36])
+def test_a_bad_image_stays_in_the_denominator_as_a_wrong_guess(
+    packed, tmp_path, monkeypatch, batch
+):
+    net = a_net(9, seed=0)
+    whole = PackedDataset.open(packed)
+    alone = []
+    val = whole.split("val")
+    for i in range(36):
+        one = Decoder()
+        pixels = torch.empty(32, 32, 3, dtype=torch.uint8)
+        one.center_resized(val.jpeg(i), 40, pixels)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGES.mean, IMAGES.std))
+        net.eval()
+        with torch.no_grad():
+            logits = net(((pixels.permute(2, 0, 1) / 255 - mean) / std)[None])
+        alone.append(count(logits, torch.tensor([int(val.labels[i])])))
+    right = next(i for i in range(36) if alone[i][2])
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    shard, offset = val.place(right)
+    with (folder / shard).open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(300))
+    monkeypatch.setattr(evaluation, "_BATCH", batch)
+    with Loader(CPU, workers=2, prefetch=2) as loader:
+        args = ({"model": net}, PackedDataset.open(folder).split("val"), IMAGES, loader, COMPUTE)
+        told = []
+        got = evaluate(*args, Group(), lambda ids: told.append(ids.tolist()))["model"]
+        with pytest.raises(DataError, match=f"cannot decode {val.key(right)}"):
+            evaluate(*args, Group())
+    expected = sum(one for i, one in enumerate(alone) if i != right)
+    assert told == [[right]]
+    assert got["images"] == 36
+    assert got["top1"] == int(expected[2]) / 36
+    assert got["top5"] == int(expected[3]) / 36
+    assert got["loss"] == pytest.approx((int(expected[1]) * LOSS_UNIT + math.log(9)) / 36, abs=1e-4)
+
+
 @pytest.mark.parametrize("batch", [1, 5, 7, 35, 36, 1000])
 def test_every_image_is_scored_whatever_the_batch(dataset, monkeypatch, batch):
     net = a_net(9, seed=0)
@@ -102,9 +141,9 @@ def test_model_and_average_are_scored_in_one_pass(dataset, monkeypatch):
     decoded = []
     center_resized = Decoder.center_resized
 
-    def recorded(self, jpeg, resize_px, out):
+    def recorded(self, jpeg, resize_px, out, expected):
         decoded.append(len(jpeg))
-        center_resized(self, jpeg, resize_px, out)
+        center_resized(self, jpeg, resize_px, out, expected)
 
     monkeypatch.setattr(native, "library", lambda: None)  # which decodes many in one call
     monkeypatch.setattr(Decoder, "center_resized", recorded)

@@ -168,6 +168,17 @@ class Storage:
     data: Annotated[str, tyro.conf.arg(name="data", aliases=["--data", "-d"])] = ""
     """Folder made by `rn50 prepare`, or the URL of a copy of one, such as `s3://bucket/prefix`.
     Empty: the demo data, made in the cache folder."""
+    on_bad_image: Annotated[Literal["error", "skip"], tyro.conf.arg(aliases=["--on-bad-image"])] = (
+        "error"
+    )
+    """An image that no longer decodes, or whose hash is wrong. error: end the run, naming it. skip:
+    train on another image of its class, the same on any machine, and score it as wrong; each is
+    recorded. A run that ends under error is the same under skip, so it may be changed on resume."""
+    max_bad_images: Fraction = 0.001
+    """Share of a split's images that may be skipped; more end the run."""
+    verify_reads: bool = False
+    """Compare every image with its hash whenever it is read (14% of decoding), not only those that
+    a decoder complains of."""
     output_dir: Annotated[str, tyro.conf.arg(aliases=["--output-dir", "-o"])] = ""
     """Folder of the run. Empty: runs/<recipe>."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0

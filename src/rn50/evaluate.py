@@ -1,16 +1,19 @@
 """One exact pass over a split: every image once, at any world size, integers added at the end."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rn50 import hardware
 from rn50.augment.device import Normalise
 from rn50.config import Hardware, Images, Model
+from rn50.data.bad_images import Met
 from rn50.data.loader import Loader
 from rn50.data.plan import evaluation_requests
 from rn50.data.shards import PackedDataset, PackedSplit
@@ -119,6 +122,7 @@ def evaluate(
     loader: Loader,
     compute: Compute,
     group: Group,
+    bad: Met | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score several networks on every image of ``split`` in one pass over the data.
 
@@ -131,6 +135,11 @@ def evaluate(
         loader: Decodes the images.
         compute: Device and precision.
         group: The processes that share the pass.
+        bad: Told, at the end, of images that cannot be decoded. They stay in the denominator, as
+            wrong, with the loss of a guess among all outputs. None: they are errors.
+
+    Raises:
+        DataError: An image cannot be decoded and ``bad`` is None, or ``bad`` raises it.
 
     Returns:
         For each network ``loss`` (mean cross-entropy without label smoothing), ``top1``, ``top5``
@@ -146,12 +155,17 @@ def evaluate(
         images, split.num_images, _BATCH, rank=group.rank, world_size=group.world_size
     )
     dtype = compute.autocast_dtype
-    for batch in loader.read(split, requests):
+    met = [np.empty(0, np.int64)]
+    for batch in loader.read(split, requests, on_bad="error" if bad is None else "blank"):
         inputs = normalise(batch.images)
+        met.append(batch.bad)
+        lost = np.isin(batch.request.ids, batch.bad)
         for row, net in enumerate(nets.values()):
             with torch.autocast(compute.device.type, dtype=dtype, enabled=dtype is not None):
                 logits = net(inputs)
-            counts[row] += count(logits.float(), batch.labels)
+            counts[row] += _count_whole(logits.float(), batch.labels, lost)
+    if bad is not None:
+        bad(np.concatenate(met))
     for name, net in nets.items():
         net.train(was_training[name])
     totals = group.sum(counts.flatten()).view(len(nets), 4).tolist()
@@ -165,6 +179,20 @@ def evaluate(
             "images": total,
         }
     return scores
+
+
+def _count_whole(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int64[Tensor, " batch"],
+    lost: Bool[np.ndarray, " batch"],
+) -> Int64[Tensor, " 4"]:
+    """Return ``count`` of the whole images, and of the lost ones as of guesses that are wrong."""
+    if not lost.any():
+        return count(logits, labels)
+    whole = torch.from_numpy(~lost).to(logits.device)
+    num_lost, guess = int(lost.sum()), round(math.log(logits.shape[1]) / LOSS_UNIT)
+    wrong = torch.tensor([num_lost, num_lost * guess, 0, 0], device=logits.device)
+    return count(logits[whole], labels[whole]) + wrong
 
 
 def count(

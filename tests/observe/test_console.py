@@ -188,3 +188,29 @@ print("to nobody")
     assert (
         "Console failed and is switched off (BrokenPipeError" in (tmp_path / "m.jsonl").read_text()
     )
+
+
+def bad_image(count: int, split: str = "train"):
+    return {
+        "kind": "bad_image",
+        "step": 1,
+        "split": split,
+        "image": count,
+        "key": f"bee/{count}",
+        "shard": "train-000000.tar",
+        "offset": 512,
+        "class": "bee",
+        "class_count": count,
+        "count": count,
+    }
+
+
+def test_bad_images_are_shown_once_each_and_only_so_many():
+    lines = shown(*(bad_image(i) for i in range(1, 30))).splitlines()
+    assert lines[0] == (
+        "warning: cannot decode bee/1 (train-000000.tar at byte 512): "
+        "trained on another of its class"
+    )
+    assert len(lines) == 11
+    assert lines[-1] == "warning: further bad images are told in the record only"
+    assert "scored as wrong" in shown(bad_image(1, "val"))

@@ -200,3 +200,11 @@ def test_reports_that_could_not_be_written_are_told_at_the_next_record_or_on_clo
     reports.write(FIVE[0])
     with pytest.raises(UsageError, match="does not exist"):
         reports.close()
+
+
+def test_the_log_counts_bad_images_by_class(tmp_path):
+    told = [("train", "bee"), ("val", "ant"), ("train", "bee")]
+    bad = [{"kind": "bad_image", "step": 1, "split": s, "class": c} for s, c in told]
+    reported(tmp_path, [start(), *bad, epoch(1, top1=0.5)])
+    log = (tmp_path / "training_log.md").read_text()
+    assert "- Images that could not be decoded: 2 train of bee, 1 val of ant\n" in log

@@ -19,6 +19,8 @@ INPUT_BOUND = 0.2
 """The fraction of an epoch spent waiting for data above which its line says so."""
 
 _PLAIN_INTERVAL_S = 10.0
+_BAD_IMAGES_SHOWN = 10
+"""Of each split."""
 
 
 class Console:
@@ -84,11 +86,23 @@ class Console:
             case "epoch":
                 self._pace.epoch(record)
                 self._line(_epoch(record, self._pace.epochs))
+            case "bad_image":
+                self._bad_image(record)
             case "warning" | "notice":
                 self._line(f"{record['kind']}: {record['message']}", style="yellow")
             case "end":
                 self._line(f"finished at step {record['step']:,}")
                 self.close()
+
+    def _bad_image(self, record: Record) -> None:
+        done = (
+            "trained on another of its class" if record["split"] == "train" else "scored as wrong"
+        )
+        where = f"{record['key']} ({record['shard']} at byte {record['offset']})"
+        if record["count"] <= _BAD_IMAGES_SHOWN:
+            self._line(f"warning: cannot decode {where}: {done}", style="yellow")
+        if record["count"] == _BAD_IMAGES_SHOWN:
+            self._line("warning: further bad images are told in the record only", style="yellow")
 
     def _progress(self, record: Record) -> None:
         facts = _facts(record, self._pace)

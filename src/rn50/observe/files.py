@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class _History:
     windows: list[Record]
     epochs: list[Record]
     resumed_at: list[int]
+    bad_images: list[Record]
     finished: bool
 
     @property
@@ -124,6 +126,7 @@ def _history(records: Sequence[Record]) -> _History:
         # By epoch, the last one counting: a record joined from pieces may hold an epoch twice.
         epochs=list({record["epoch"]: record for record in of_kind.get("epoch", [])}.values()),
         resumed_at=[record["step"] for record in of_kind.get("resume", [])],
+        bad_images=of_kind.get("bad_image", []),
         finished="end" in of_kind,
     )
 
@@ -161,6 +164,8 @@ def _header(history: _History) -> list[str]:
     if history.resumed_at:
         steps = ", ".join(f"{step:,}" for step in history.resumed_at)
         lines.append(f"- Resumed at step: {steps}")
+    if history.bad_images:
+        lines.append(f"- Images that could not be decoded: {_by_class(history.bad_images)}")
     done = "finished" if history.finished else f"{len(epochs)} epochs done"
     spent_s = sum(
         _seconds(record, "seconds") + _seconds(record, "eval_seconds") for record in epochs
@@ -171,6 +176,11 @@ def _header(history: _History) -> list[str]:
         top1 = _scores(record, name)["top1"]
         lines.append(f"- Best: top-1 {top1:.2%} after epoch {record['epoch']} ({name})")
     return lines
+
+
+def _by_class(bad_images: Sequence[Record]) -> str:
+    counts = Counter((record["split"], record["class"]) for record in bad_images)
+    return ", ".join(f"{n} {split} of {name}" for (split, name), n in counts.most_common())
 
 
 def _rows(epochs: Sequence[Record]) -> list[dict[str, str]]:

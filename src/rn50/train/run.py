@@ -1,7 +1,7 @@
 """From settings to a finished run: open the data, find where to go on, train, export."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,8 +17,9 @@ import rn50
 from rn50 import config, distributed, durable, hardware
 from rn50.config import Run
 from rn50.data import cache, remote
+from rn50.data.bad_images import BadImages
 from rn50.data.decode import decoder_name
-from rn50.data.loader import Batch, Loader
+from rn50.data.loader import Loader
 from rn50.data.plan import TrainPlan
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.distributed import Group
@@ -217,15 +218,22 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
     with ExitStack() as stack:
         stack.enter_context(probe.full_memory_explained(compute))
         loader = stack.enter_context(
-            Loader(compute.device, workers=compute.workers, prefetch=compute.prefetch_batches)
+            Loader(
+                compute.device,
+                workers=compute.workers,
+                prefetch=compute.prefetch_batches,
+                verify_reads=run.storage.verify_reads,
+            )
         )
         write, sync = _observe(job, state, timeline, stack, resumed=resumed)
+        bad = BadImages(run.storage, job.dataset.classes, group, write)
+        bad.recall(job.place / record.FILE_NAME)
         # One process of a machine asks for all.
         watched = run.storage.spot_notices if group.local_rank == 0 else "off"
         watch = stack.enter_context(Watch(notice_service(watched)))
         surroundings = Surroundings(
-            batches=partial(_batches, loader, job.train_split, plan, timeline.total_steps),
-            evaluate=partial(_evaluate, job, state, loader),
+            batches=partial(bad.batches, loader, job.train_split, plan, timeline.total_steps),
+            evaluate=partial(_evaluate, job, state, loader, bad),
             save=partial(_save, job, state, timeline, sync),
             asked=Requests(stop, watch, group, write).agree,
             record=write,
@@ -270,18 +278,15 @@ def _observe(
     return observers.write, observers.sync
 
 
-def _batches(
-    loader: Loader, split: PackedSplit, plan: TrainPlan, total_steps: int, from_step: int
-) -> Iterator[Batch]:
-    return loader.read(split, (plan.request(step) for step in range(from_step, total_steps)))
-
-
-def _evaluate(job: _Job, state: TrainState, loader: Loader) -> dict[str, dict[str, float]]:
+def _evaluate(
+    job: _Job, state: TrainState, loader: Loader, bad: BadImages
+) -> dict[str, dict[str, float]]:
     nets = {"model": state.model}
     if state.average is not None:
         nets["average"] = state.average
     job.group.share_buffers(*nets.values())
-    return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group)
+    told = bad.in_evaluation(job.val_split, state.step)
+    return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group, told)
 
 
 def _save(
