@@ -222,6 +222,47 @@ def test_sizes_that_cannot_be_are_refused(sizes, message):
     assert message in refusal(make)
 
 
+@pytest.mark.parametrize(
+    ("scales", "sizes", "message"),
+    [
+        (
+            (128, 160),
+            (),
+            "images: multi_scale is (128, 160); it must be two sides or more that asc",
+        ),
+        ((176, 192), (), "ascend to train_px, which is 176"),
+        ((160, 128, 176), (), "multi_scale is (160, 128, 176); it must be two sides or more"),
+        ((160, 160, 176), (), "multi_scale is (160, 160, 176); it must be two sides or more"),
+        ((176,), (), "multi_scale is (176,); it must be two sides or more"),
+        ((100, 176), (), "images.multi_scale has 100 px; a size on the way to train_px must be"),
+        ((128, 176), ((0, 176),), "sizes begin at epoch 0 and leave multi_scale no epoch"),
+        (
+            (64, 96, 128, 160, 176),
+            ((8, 192),),
+            "sizes has 6 different sides with multi_scale; at most five",
+        ),
+        ((4, 176), (), "images.multi_scale.0 is 4: input should be greater than or equal to 8"),
+    ],
+)
+def test_scales_that_cannot_be_are_refused(scales, sizes, message):
+    def make() -> Run:
+        images = Images(batch_size=32, train_px=176, multi_scale=scales, sizes=sizes)
+        return a_run(model=Model(arch="resnet18", num_classes=7), images=images)
+
+    assert message in refusal(make)
+
+
+def test_scales_hold_until_sizes_begin():
+    images = Images(batch_size=32, train_px=176, multi_scale=(128, 176), sizes=((2, 160), (4, 192)))
+    sides = [(128, 176), (128, 176), (160,), (160,), (192,)]
+    assert [images.sides_at(epoch) for epoch in range(5)] == sides
+    assert [images.px_at(epoch) for epoch in range(5)] == [side[-1] for side in sides]
+    assert Images(batch_size=32, train_px=120).sides_at(99) == (120,)
+    run = a_run(model=Model(arch="resnet18", num_classes=7), images=images)
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(run)))) == run
+    assert config.mathematics(run)["images.multi_scale"] == [128, 176]
+
+
 def test_sizes_hold_from_their_epoch_on_and_train_px_before():
     images = Images(batch_size=32, train_px=176, sizes=((2, 128), (4, 176)))
     assert [images.px_at(epoch) for epoch in range(6)] == [176, 176, 128, 128, 176, 176]

@@ -83,6 +83,10 @@ class Images:
     sizes: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=8)]], ...] = ()
     """Progressive resizing: (epoch, side of the training crop from there on), ascending in the
     epoch, with at most five sides in all; ``train_px`` holds before the first."""
+    multi_scale: tuple[Annotated[int, Field(ge=8)], ...] = ()
+    """Multi-scale training: each step draws its crops' side evenly from these, ascending up to
+    ``train_px``, until ``sizes`` begin. The batch keeps its size (MobileViT's MSc-FBS, Mehta and
+    Rastegari 2021, arXiv 2110.02178; YOLOv2, arXiv 1612.08242, draws every ten steps)."""
     test_px: Annotated[int, Field(ge=8)] = 224
     """Side of the central evaluation crop, in pixels."""
     test_resize_px: Annotated[int, Field(ge=8)] = 256
@@ -112,18 +116,32 @@ class Images:
         epochs = [epoch for epoch, _ in self.sizes]
         if epochs != sorted(set(epochs)):
             raise ValueError(f"sizes begin at the epochs {epochs}; these must ascend")
-        sides = {self.px_at(epoch) for epoch in (0, *epochs)}
+        scales = self.multi_scale
+        ascending = list(scales) == sorted({*scales})
+        if scales and (len(scales) < 2 or not ascending or scales[-1] != self.train_px):
+            raise ValueError(
+                f"multi_scale is {scales}; it must be two sides or more that ascend to train_px, "
+                f"which is {self.train_px}"
+            )
+        if scales and epochs and epochs[0] == 0:
+            raise ValueError("sizes begin at epoch 0 and leave multi_scale no epoch; drop one")
+        sides = {*scales, *(self.px_at(epoch) for epoch in (0, *epochs))}
         if len(sides) > 5:
             raise ValueError(
-                f"sizes has {len(sides)} different sides; at most five keep memory and compiled "
-                "code in bounds: merge neighbours"
+                f"sizes has {len(sides)} different sides{' with multi_scale' if scales else ''}; "
+                "at most five keep memory and compiled code in bounds: merge neighbours"
             )
         return self
 
     def px_at(self, epoch: int) -> int:
-        """Return the side of the training crop in an epoch, counted from 0."""
+        """Return the side of the training crop in an epoch, counted from 0; the largest of it."""
         begun = [px for start, px in self.sizes if start <= epoch]
         return begun[-1] if begun else self.train_px
+
+    def sides_at(self, epoch: int) -> tuple[int, ...]:
+        """Return the sides, ascending, from which the steps of an epoch draw theirs."""
+        begun = self.sizes and self.sizes[0][0] <= epoch
+        return (self.px_at(epoch),) if begun or not self.multi_scale else self.multi_scale
 
 
 @section
@@ -292,12 +310,14 @@ class Run:
                     f"images.sizes has {px} px from epoch {epoch} on, but the run's epochs are 0 "
                     f"to {self.epochs - 1}; give earlier epochs, or more --epochs"
                 )
+        sides = [("sizes", px) for _, px in self.images.sizes]
+        for name, px in (*sides, *(("multi_scale", px) for px in self.images.multi_scale)):
             # A side between two multiples ends in a map as large as the next multiple's, and sees
             # less. The size that training is for is the user's choice (176 px, say).
             if px % stride and px != self.images.train_px:
                 raise ValueError(
-                    f"images.sizes has {px} px; a size on the way to train_px must be divisible by "
-                    f"{stride}, by which the network divides it: {px - px % stride} or "
+                    f"images.{name} has {px} px; a size on the way to train_px must be divisible "
+                    f"by {stride}, by which the network divides it: {px - px % stride} or "
                     f"{px - px % stride + stride}"
                 )
         return self

@@ -6,6 +6,7 @@ import torch
 
 from contract import runs
 from contract.test_processes import without_batch_norm
+from rn50.observe import record
 
 EVERYTHING = (
     *("--auto-augment", "randaugment-timm", "--augment.magnitude", "7"),
@@ -13,6 +14,7 @@ EVERYTHING = (
     *("--random-erase", "0.5", "--augment.erase-mode", "pixel", "--augment.dropout-prob", "0.3"),
     *("--augment.repeats", "3", "--mixup-alpha", "0.2", "--cutmix-alpha", "1.0"),
     *("--mix.prob", "0.9", "--epochs", "2"),
+    *("--train-px", "64", "--images.multi-scale", "32", "64"),
 )
 
 
@@ -25,6 +27,8 @@ def test_a_run_with_every_augmentation_resumes_bit_identically(packed, tmp_path)
     runs.kill_at(words, killed, 5)
     runs.finish(words)
     runs.assert_same_end(whole, killed)
+    steps = [r for r in record.read(killed / record.FILE_NAME) if r["kind"] == "train"]
+    assert {r["px"] for r in steps} == {32, 64}
 
 
 @pytest.mark.slow

@@ -255,6 +255,54 @@ def test_evaluation_visits_every_image_once(world_size, count, batch):
         assert request.flips.tolist() == [False] * len(request.ids)
 
 
+SCALES = {"multi_scale": (16, 24, 32)}
+
+
+def test_each_step_draws_one_of_the_scales_by_seed_and_step_alone():
+    steps = range(600)
+    sides = [a_plan(**SCALES).px(step) for step in steps]
+    for side in SCALES["multi_scale"]:
+        assert sides.count(side) / 600 == pytest.approx(1 / 3, abs=0.06)
+    # One of three again is as likely as another; a side that held for an epoch would be again more.
+    again = sum(one == other for one, other in itertools.pairwise(sides))
+    assert again / 599 == pytest.approx(1 / 3, abs=0.06)
+    train = a_plan(**SCALES)
+    assert [train.px(step) for step in reversed(steps)] == sides[::-1]
+    assert [a_plan(**SCALES, seed=1).px(step) for step in steps] != sides
+    assert [a_plan(**SCALES, count=400).px(step) for step in steps] == sides
+
+
+def test_processes_decode_a_step_at_the_same_side_and_draw_for_it():
+    settings = {**SCALES, "augment": Augment(erase_prob=1.0), "mix": Mix(cutmix_alpha=1.0)}
+    shares = [a_plan(**settings, rank=rank, world_size=2) for rank in range(2)]
+    seen = set()
+    for step in range(40):
+        one, other = (share.request(step) for share in shares)
+        assert one.px == other.px == a_plan(**settings).px(step)
+        assert one.mix == other.mix
+        top, left, height, width = np.concatenate([one.draws.holes, other.draws.holes])[:, 0].T
+        assert (top + height <= one.px).all()
+        assert (left + width <= one.px).all()
+        seen.add(one.px)
+    assert seen == {16, 24, 32}
+
+
+def test_crops_and_flips_are_those_of_one_scale():
+    scaled, plain = a_plan(**SCALES), a_plan()
+    for step in (0, 3, 20):
+        one, other = scaled.request(step), plain.request(step)
+        for name in ("ids", "boxes", "flips"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_scales_are_drawn_until_sizes_begin():
+    train = a_plan(**SCALES, sizes=((2, 24), (3, 40)))
+    sides = [[train.px(6 * epoch + i) for i in range(6)] for epoch in range(4)]
+    assert set(sides[0] + sides[1]) == {16, 24, 32}
+    assert sides[2:] == [[24] * 6, [40] * 6]
+    assert {train.request(6 * epoch).px for epoch in (2, 3)} == {24, 40}
+
+
 EVERYTHING = Augment(
     policy="randaugment",
     color_jitter=(0.4, 0.4, 0.4, 0.1),

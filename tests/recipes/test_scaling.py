@@ -121,6 +121,14 @@ def test_equivalent_epochs_follow_the_sizes():
     assert train_sides(run) == "224"
 
 
+def test_drawn_sides_count_with_their_mean():
+    run = recipe("imagenet-90")
+    images = dataclasses.replace(run.images, multi_scale=(128, 224), sizes=((60, 224),))
+    scaled = dataclasses.replace(run, images=images)
+    assert equivalent_epochs(scaled) == pytest.approx(60 * (128**2 / 224**2 + 1) / 2 + 30)
+    assert train_sides(scaled) == "128-224"
+
+
 def test_the_small_stem_takes_smaller_steps():
     run = recipe("tiny-imagenet-resnet50")
     images = dataclasses.replace(run.images, sizes=((0, 40), (30, 64)))

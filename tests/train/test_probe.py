@@ -61,7 +61,12 @@ def hungry(run: Run, compute: Compute, group: Group, *, pixels: float) -> states
 def plan(run: Run = RUN) -> TrainPlan:
     sides = np.full(100, 50)
     return TrainPlan(
-        images=run.images, seed=0, widths=sides, heights=sides, augment=run.augment, mix=run.mix
+        images=run.images,
+        seed=run.seed,
+        widths=sides,
+        heights=sides,
+        augment=run.augment,
+        mix=run.mix,
     )
 
 
@@ -122,6 +127,17 @@ def test_the_training_step_is_tried_at_the_largest_images_of_the_run(room):
     sizes = probe.candidates(24, pairs=False, at_most=24)
     assert [fits(n) for n in sizes] == [n <= room for n in sizes]
     assert probe.largest(sizes, fits) == max((n for n in sizes if n <= room), default=0)
+
+
+def test_the_largest_of_several_scales_is_tried_whatever_the_first_step_draws():
+    images = dataclasses.replace(RUN.images, train_px=64, sizes=(), multi_scale=(32, 64))
+    run = next(
+        run
+        for run in (dataclasses.replace(RUN, images=images, seed=seed) for seed in range(50))
+        if plan(run).px(0) == 32
+    )
+    fits = tried(Hungry(6 * 64 * 64), run)
+    assert [fits(count) for count in (24, 8, 6)] == [False, False, True]
 
 
 @pytest.mark.parametrize("room", [24, 6])

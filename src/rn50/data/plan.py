@@ -81,6 +81,14 @@ class TrainPlan:
         """Return the global batch of a step, in order; the same for every process."""
         return self._samples(step)[0]
 
+    def px(self, step: int) -> int:
+        """Return the side of the crops of a step; all processes draw the same from several."""
+        sides = self.images.sides_at(step // self.steps_per_epoch)
+        if len(sides) == 1:
+            return sides[0]
+        drawn = rng.uniform(rng.key(self.seed, "side", step), np.arange(1), 1)[0, 0]
+        return sides[int(drawn * len(sides))]
+
     def request(self, step: int) -> Request:
         """Return this process's share of the batch of ``step``."""
         share = self.images.batch_size // self.world_size
@@ -89,7 +97,7 @@ class TrainPlan:
         # Copies of an image draw as images of their own would.
         keys = ids + copies * len(self.widths)
         epoch = step // self.steps_per_epoch
-        px = self.images.px_at(epoch)
+        px = self.px(step)
         boxes = random_resized_crops(
             rng.uniform(rng.key(self.seed, "crop", epoch), keys, _DRAWS_PER_CROP),
             self.widths[ids],

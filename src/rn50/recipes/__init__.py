@@ -102,11 +102,15 @@ def summary(name: str) -> str:
 
 
 def equivalent_epochs(run: Run) -> float:
-    """Return the cost of a run in 224 px epochs: the sum of (training side / 224) squared."""
-    return sum(run.images.px_at(epoch) ** 2 for epoch in range(run.epochs)) / 224**2
+    """Return the cost of a run in 224 px epochs: the sum of (training side / 224) squared.
+
+    Where steps draw their sides, the mean over these counts.
+    """
+    sides = (run.images.sides_at(epoch) for epoch in range(run.epochs))
+    return sum(sum(px**2 for px in drawn) / len(drawn) for drawn in sides) / 224**2
 
 
 def train_sides(run: Run) -> str:
     """Return the sides of the training crop from the first epoch's to the last's: ``"96-176"``."""
-    sides = (run.images.px_at(0), run.images.px_at(run.epochs - 1))
+    sides = (run.images.sides_at(0)[0], run.images.sides_at(run.epochs - 1)[-1])
     return "-".join(str(side) for side in dict.fromkeys(sides))

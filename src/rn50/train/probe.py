@@ -148,6 +148,7 @@ def trying_steps(
     step = _largest_epoch(run) * plan.steps_per_epoch
     knobs = replace(Timeline(run, plan.steps_per_epoch).at(step), sam=run.optim.sam_rho > 0, lr=0.0)
     alone = replace(compute, micro_batch=0, compile=False)
+    plan = replace(plan, images=replace(plan.images, multi_scale=()))  # its largest side alone
 
     def try_steps(count: int) -> None:
         spare = _spare(compute.device)
