@@ -62,6 +62,28 @@ def test_noise_fills_holes_alone_and_is_normal_and_the_images_own():
     assert (noise.std() - 1).abs() < 0.1
 
 
+@pytest.mark.parametrize("mode", ["const", "pixel"])
+def test_erasing_images_one_by_one_and_together_is_the_same(mode):
+    settings = Augment(erase_prob=0.5, dropout_prob=0.4, erase_mode=mode)
+    draws = augment_draws(settings, 0, 0, np.arange(40), 20)
+    places = None if mode == "const" else draws.noise.copy()
+    if places is not None:
+        places[:20] = (1 << 20) - 1 - np.arange(20)  # whose noise goes on at the table's beginning
+    one, other = inputs_of(40), inputs_of(40)
+    assert not torch.equal(erasing._one_by_one(one, draws.holes, places), inputs_of(40))
+    assert torch.equal(erasing._together(other, draws.holes, places), one)
+    nothing = np.zeros((40, 3, 4), dtype=np.int64)
+    for erase_some in (erasing._one_by_one, erasing._together):
+        assert torch.equal(erase_some(inputs_of(40), nothing, None), inputs_of(40))
+
+
+@pytest.mark.parametrize("count", [1, 1 << 20, (1 << 20) + 1])
+def test_the_noise_of_any_image_fits_into_its_table(count):
+    table = erasing._table(torch.device("cpu"), count)
+    assert len(table) >= (1 << 20) - 1 + count
+    assert torch.equal(table[1 << 20 :], table[: len(table) - (1 << 20)])
+
+
 def test_images_are_paired_with_their_neighbours_and_stay_in_even_parts():
     rows = torch.arange(12)
     assert partners(rows).tolist() == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]
@@ -159,7 +181,9 @@ def test_on_a_gpu_nothing_would_wait_and_no_tensor_be_left_on_the_host(monkeypat
 
     for module in (rounds, erasing):
         monkeypatch.setattr(module, "to_device", to_device)
-    monkeypatch.setattr(erasing, "_table", lambda device: torch.empty(1 << 20, device=device))
+    monkeypatch.setattr(
+        erasing, "_table", lambda device, count: torch.empty(1 << 21, device=device)
+    )
     settings = dataclasses.replace(ALL, policy=policy, num_ops=6)
     draws = augment_draws(settings, 0, 3, np.arange(64), 48)
     assert {*np.unique(draws.ops)} >= {*Op} - {Op.IDENTITY, Op.SOLARIZE_ADD, Op.INVERT}
