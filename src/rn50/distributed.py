@@ -75,6 +75,14 @@ class Group:
         dist.all_reduce(total)
         return total
 
+    def mean(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor, in place, by its mean over the processes, the same on every one."""
+        if self.world_size == 1:
+            return
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+
     def any_of(self, *flags: bool) -> tuple[bool, ...]:
         """Return on every process, for each of ``flags``, whether it holds on at least one.
 

@@ -23,6 +23,7 @@ from rn50.distributed import Group
 from rn50.errors import DataError, UsageError
 from rn50.hardware import Compute
 from rn50.model import weights
+from rn50.observe.record import NETWORKS
 
 LOSS_UNIT = 2.0**-16
 """Losses are added as integers of this unit, so that their sum does not depend on the order."""
@@ -55,7 +56,7 @@ def labelled(dataset: PackedDataset, model: Model) -> PackedDataset:
 def score(
     path: Path, data: Path, settings: Hardware, *, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a weights file, or the model and the average of a run's folder, on ``data``.
+    """Evaluate a weights file, or the model and the averages in a run's folder, on ``data``.
 
     Data of some of the classes is scored among all that the network tells apart.
 
@@ -73,7 +74,7 @@ def score(
     """
     files = [path]
     if path.is_dir():
-        files = [p for name in ("model", "average") if (p := path / f"{name}.safetensors").exists()]
+        files = [p for name in NETWORKS if (p := path / f"{name}.safetensors").exists()]
         if not files:
             raise DataError(
                 f"{path} has no weights yet; a run writes model.safetensors when its first epoch "
@@ -129,7 +130,7 @@ def evaluate(
     Every process must call it, with the same weights. A network's mode is restored afterwards.
 
     Args:
-        nets: Bare networks by name, such as the model and its average.
+        nets: Bare networks by name, such as the model and its averages.
         split: What to score on.
         images: Test size, resize and normalisation.
         loader: Decodes the images.

@@ -19,6 +19,7 @@ def snapshot(step: int, *, average: bool = True) -> Snapshot:
         step=step,
         model=tensors,
         average={"w": torch.full((2, 3), step + 0.5)} if average else None,
+        swa={"w": torch.full((2, 3), step + 0.25)} if average else None,
         momentum={"w": torch.full((2, 3), -1.0)},
         scaler={"scale": 65536.0, "growth_tracker": 3},
         window=(1, 2, 3),
@@ -33,16 +34,18 @@ def test_what_is_saved_is_what_is_read(tmp_path):
     assert saved.about == ABOUT
     assert saved.snapshot.window == (1, 2, 3)
     assert saved.snapshot.scaler == {"scale": 65536.0, "growth_tracker": 3}
-    for part in ("model", "average", "momentum"):
+    for part in ("model", "average", "swa", "momentum"):
         mine, theirs = getattr(snapshot(7), part), getattr(saved.snapshot, part)
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine)
     assert (tmp_path / "checkpoints" / "LATEST").read_text() == "step-00000007\n"
 
 
-def test_a_run_without_an_average_saves_none(tmp_path):
+def test_a_run_without_averages_saves_none(tmp_path):
     path = checkpoint.save(tmp_path, snapshot(1, average=False), ABOUT, keep=2)
     assert checkpoint.load(path).snapshot.average is None
+    assert checkpoint.load(path).snapshot.swa is None
+    assert not list(path.glob("*a*e*.safetensors")) + list(path.glob("swa*"))
 
 
 def test_the_newest_are_kept(tmp_path):

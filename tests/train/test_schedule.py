@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rn50.config import Average, Optim, Schedule
+from rn50.errors import UsageError
 from rn50.recipes import recipe
 from rn50.train.schedule import Timeline, lr_share, momentum_at, onecycle_share, share_at
 
@@ -62,6 +63,50 @@ def test_the_average_s_horizon_is_a_fraction_of_the_run_whatever_its_interval():
 def test_a_run_without_an_average_updates_none():
     run = dataclasses.replace(recipe("demo"), average=Average())
     assert Timeline(run, 10).at(5).average_keep is None
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "taken_after"),
+    [
+        (0, 3, [80, 90, 100]),
+        (0, 2.5, [80, 90, 100]),
+        (4, 2, [84, 88, 92, 96, 100]),
+        (7, 2, [87, 94]),
+        (5, 1.5, [90, 95, 100]),
+    ],
+)
+def test_swa_takes_weights_by_the_step_alone_and_gives_all_an_equal_share(
+    every, epochs, taken_after
+):
+    run = dataclasses.replace(
+        recipe("demo"),
+        epochs=10,
+        schedule=Schedule(name="constant", warmup_epochs=1),
+        average=Average(swa_epochs=epochs, swa_every_steps=every),
+    )
+    timeline = Timeline(run, steps_per_epoch=10)
+    shares = {step + 1: timeline.at(step).swa_share for step in range(100)}
+    assert [done for done, share in shares.items() if share is not None] == taken_after
+    for number, done in enumerate(taken_after, start=1):
+        assert shares[done] == 1 / number
+        assert (timeline.swa_count(done - 1), timeline.swa_count(done)) == (number - 1, number)
+
+
+def test_a_run_without_swa_takes_no_weights():
+    timeline = Timeline(dataclasses.replace(recipe("demo"), average=Average()), 10)
+    assert timeline.at(timeline.total_steps - 1).swa_share is None
+    assert timeline.swa_count(timeline.total_steps) == 0
+
+
+def test_an_swa_that_would_take_fewer_than_two_weights_is_refused():
+    run = dataclasses.replace(
+        recipe("demo"),
+        schedule=Schedule(name="constant", warmup_epochs=1),
+        average=Average(swa_epochs=1, swa_every_steps=6),
+    )
+    with pytest.raises(UsageError, match="SWA lasts 10 steps, so it would average 1 weights"):
+        Timeline(run, 10)
+    assert Timeline(run, 12).swa_count(12 * run.epochs) == 2
 
 
 def optimizer_at(lr: float) -> torch.optim.SGD:

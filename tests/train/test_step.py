@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import nn
 from rn50.augment.device import flip
 from rn50.augment.draws import MixDraws
 from rn50.augment.mixing import mix
-from rn50.config import Average, Images, Loss, Model, Optim, Run
+from rn50.config import Average, Images, Loss, Model, Optim, Run, Schedule
 from rn50.data.loader import Batch
 from rn50.data.plan import Request
 from rn50.distributed import Group
@@ -158,6 +159,33 @@ def test_every_optimizer_steps_alike_under_a_loss_scale_and_skips_what_overflows
     assert scaled.step == 4
 
 
+def test_the_averages_move_on_real_steps_only():
+    run = dataclasses.replace(
+        RUN,
+        schedule=Schedule(name="constant", warmup_epochs=0),
+        average=Average(ema_horizon=0.1, swa_epochs=8),
+    )
+    at = Knobs(lr=0.1, average_keep=0.5, swa_share=0.5)
+    state, engine = start(run)
+    plain, plain_engine = start(run)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for seed in range(2):
+        train_step(plain, plain_engine, batch(seed), at, run)
+        train_step(state, engine, batch(seed), at, run)
+    for one, other in ((state.average, plain.average), (state.swa, plain.swa)):
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-4, atol=1e-5)
+        assert not torch.equal(one.fc.weight, state.model.fc.weight)
+    held = copy.deepcopy((state.model, state.average, state.swa))
+    overflow = state.model.fc.weight.register_hook(lambda g: g * float("inf"))
+    train_step(state, engine, batch(3), at, run)
+    for one, before in zip((state.model, state.average, state.swa), held, strict=True):
+        assert all(map(torch.equal, one.parameters(), before.parameters()))
+    overflow.remove()
+    train_step(state, engine, batch(4), at, run)
+    for one, before in zip((state.model, state.average, state.swa), held, strict=True):
+        assert not any(map(torch.equal, one.parameters(), before.parameters()))
+
+
 def test_binary_cross_entropy_and_momentum_reach_the_step():
     run = dataclasses.replace(RUN, loss=Loss(name="bce", label_smoothing=0.1))
     state, engine = start(run)
@@ -198,10 +226,13 @@ def test_a_state_restored_from_its_snapshot_goes_on_bit_identically():
     assert all(torch.equal(first.momentum[k], second.momentum[k]) for k in first.momentum)
 
 
-def test_a_snapshot_without_the_average_is_refused():
+def test_a_snapshot_with_other_averages_than_the_run_s_is_refused():
     state, _ = start(RUN)
     saved = dataclasses.replace(states.snapshot(state), average=None)
     with pytest.raises(ValueError, match="the checkpoint has no average, the run keeps one"):
+        states.restore(state, saved)
+    saved = dataclasses.replace(states.snapshot(state), swa=saved.model)
+    with pytest.raises(ValueError, match="the checkpoint has an SWA, the run keeps none"):
         states.restore(state, saved)
 
 

@@ -17,13 +17,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rn50 import durable
 from rn50.observe.console import INPUT_BOUND
-from rn50.observe.record import FILE_NAME, TIMING, Record, read, shown
+from rn50.observe.record import FILE_NAME, NETWORKS, TIMING, Record, read, shown
 
 SLOW = 1.2
 """How many times the median of its image size an epoch lasts before the log marks it."""
 
 # Colours that colour-blind readers can tell apart (Paul Tol's bright scheme).
-_TRAIN, _MODEL, _AVERAGE = "#4477AA", "#EE6677", "#228833"
+_TRAIN = "#4477AA"
+_COLOURS = dict(zip(NETWORKS, ("#EE6677", "#228833", "#CCBB44"), strict=True))
+_LABELS = dict(zip(NETWORKS, ("validation", "validation, average", "validation, SWA"), strict=True))
 
 _MAX_POINTS = 2000
 
@@ -189,7 +191,7 @@ def _rows(epochs: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
     for record in epochs:
         timing = record.get(TIMING, {})
-        model, average = _scores(record, "model"), _scores(record, "average")
+        model, average, swa = (_scores(record, name) for name in NETWORKS)
         rows.append(
             {
                 "epoch": str(record["epoch"]),
@@ -198,6 +200,7 @@ def _rows(epochs: Sequence[Record]) -> list[dict[str, str]]:
                 "top-1": shown(model.get("top1"), ".2%"),
                 "top-5": shown(model.get("top5"), ".2%"),
                 "average top-1": shown(average.get("top1"), ".2%"),
+                "SWA top-1": shown(swa.get("top1"), ".2%"),
                 "LR": shown(record.get("lr"), ".4g"),
                 "px": str(record.get("px", "-")),
                 "seconds": shown(timing.get("seconds"), ",.1f"),
@@ -249,7 +252,7 @@ def _best(epochs: Sequence[Record]) -> tuple[Record, str] | None:
     candidates = [
         (record, name)
         for record in epochs
-        for name in ("model", "average")
+        for name in NETWORKS
         if _scores(record, name).get("top1") is not None
     ]
     return max(candidates, key=lambda item: _scores(*item)["top1"], default=None)
@@ -267,8 +270,8 @@ def _loss_plot(history: _History) -> bytes:
             label="training, within epochs",
         )
     drawn = _draw(axes, _training(history, "train_loss"), _TRAIN, "training")
-    drawn += _draw(axes, _validation(history, "model", "loss"), _MODEL, "validation")
-    drawn += _draw(axes, _validation(history, "average", "loss"), _AVERAGE, "validation, average")
+    for name in NETWORKS:
+        drawn += _draw(axes, _validation(history, name, "loss"), _COLOURS[name], _LABELS[name])
     if finite := sorted(value for value in drawn + [y for _, y in windows] if math.isfinite(value)):
         # A few huge values, usual in the first steps, must not press the rest into a flat line.
         usual = finite[int(0.95 * (len(finite) - 1))]
@@ -281,10 +284,8 @@ def _loss_plot(history: _History) -> bytes:
 def _accuracy_plot(history: _History) -> bytes:
     figure, axes = _axes(history, "accuracy")
     drawn = _draw(axes, _training(history, "train_top1"), _TRAIN, "training top-1")
-    for name, color, label in (
-        ("model", _MODEL, "validation"),
-        ("average", _AVERAGE, "validation, average"),
-    ):
+    for name, label in _LABELS.items():
+        color = _COLOURS[name]
         drawn += _draw(axes, _validation(history, name, "top1"), color, f"{label}: top-1")
         drawn += _draw(axes, _validation(history, name, "top5"), color, f"{label}: top-5", "--")
     highest = max(drawn, default=0.0)

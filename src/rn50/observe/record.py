@@ -23,6 +23,10 @@ FILE_NAME = "metrics.jsonl"
 TIMING = "timing"
 """The key of a record under which everything lies that depends on the clock."""
 
+NETWORKS = ("model", "average", "swa")
+"""The networks of a run, by their names in the records and on the disk: what is trained, its EMA
+and its SWA, of which a run may lack the last two."""
+
 _INCIDENTAL = {"resume", "checkpoint", "warning", "notice"}
 
 

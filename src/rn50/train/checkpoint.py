@@ -1,9 +1,9 @@
 """Checkpoints: folders that are whole, verified and free of pickle, or not there.
 
-``checkpoints/step-00001234/`` holds ``model``, ``momentum`` and (where there is one) ``average``
-as safetensors, ``state.json`` with everything that is not a tensor, and ``manifest.json`` with the
-size and hash of each. It is written aside, flushed, read back and compared, and only then renamed
-place. A reader takes the newest one that verifies.
+``checkpoints/step-00001234/`` holds ``model``, ``momentum`` and (where there are) ``average`` and
+``swa`` as safetensors, ``state.json`` with everything that is not a tensor, and ``manifest.json``
+with the size and hash of each. It is written aside, flushed, read back and compared, and only then
+renamed into place. A reader takes the newest one that verifies.
 """
 
 import json
@@ -116,13 +116,16 @@ def load(path: Path) -> Saved:
         state = json.loads((path / "state.json").read_bytes())
         if state["format"] != FORMAT:
             raise DataError(f"{path} has format {state['format']}; this version reads {FORMAT}")
-        has_average = (path / "average.safetensors").exists()
+        averages = {
+            name: safetensors.torch.load_file(file) if file.exists() else None
+            for name in ("average", "swa")
+            for file in [path / f"{name}.safetensors"]
+        }
         snapshot = Snapshot(
             step=state["step"],
             model=safetensors.torch.load_file(path / "model.safetensors"),
-            average=safetensors.torch.load_file(path / "average.safetensors")
-            if has_average
-            else None,
+            average=averages["average"],
+            swa=averages["swa"],
             momentum=safetensors.torch.load_file(path / "momentum.safetensors"),
             scaler=state["scaler"],
             window=tuple(state["window"]),
@@ -157,8 +160,9 @@ def _write(folder: Path, snapshot: Snapshot, about: dict[str, Any]) -> None:
             indent=2,
         ).encode(),
     }
-    if snapshot.average is not None:
-        parts["average.safetensors"] = _bytes(snapshot.average)
+    for name, tensors in (("average", snapshot.average), ("swa", snapshot.swa)):
+        if tensors is not None:
+            parts[f"{name}.safetensors"] = _bytes(tensors)
     manifest = {
         name: {"bytes": len(data), "blake2b": durable.digest(data)} for name, data in parts.items()
     }

@@ -15,6 +15,7 @@ from rn50.config import Run
 from rn50.data.loader import Batch
 from rn50.errors import InterruptedRunError
 from rn50.observe.record import Record
+from rn50.train import health
 from rn50.train import state as states
 from rn50.train.meter import Totals
 from rn50.train.pace import Pace
@@ -32,8 +33,10 @@ class Surroundings:
 
     batches: Callable[[int], Iterator[Batch]]
     """Batches from a step on."""
+    settle: Callable[[], None]
+    """Estimate the SWA's BatchNorm statistics anew, where there is one; touch nothing else."""
     evaluate: Callable[[], Scores]
-    """Scores of the model and its average on the validation split."""
+    """Scores of the model and its averages on the validation split."""
     save: Callable[[Snapshot], Path]
     """Write a checkpoint, on the first process only."""
     asked: Callable[[int, bool], Asked]
@@ -68,13 +71,14 @@ def train(
             window.restart()
 
         if ends_epoch:
-            timing = epoch.timing()
-            scores = None
+            timing, scores, start = epoch.timing(), None, time.perf_counter()
+            to.settle()
             if _evaluates(run, done // timeline.steps_per_epoch):
-                start = time.perf_counter()
                 scores = to.evaluate()
                 timing["eval_seconds"] = round(time.perf_counter() - start, 3)
             to.record(_epoch_record(state.meter.epoch, timeline, facts, scores, timing))
+            for message in health.warnings(scores or {}, timeline, done):
+                to.record({"kind": "warning", "step": done, "message": message})
             state.meter.epoch = Totals()
             epoch.restart()
             window.restart()

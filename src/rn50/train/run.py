@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import PIL
 import torch
+from torch import nn
 
 import rn50
 from rn50 import config, distributed, durable, hardware
@@ -31,7 +32,7 @@ from rn50.observe.console import Console
 from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
 from rn50.remote_files import is_remote
-from rn50.train import checkpoint, folder, probe
+from rn50.train import checkpoint, folder, probe, swa
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
 from rn50.train.clouds import notice_service
@@ -233,7 +234,12 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
         watch = stack.enter_context(Watch(notice_service(watched)))
         surroundings = Surroundings(
             batches=partial(bad.batches, loader, job.train_split, plan, timeline.total_steps),
-            evaluate=partial(_evaluate, job, state, loader, bad),
+            settle=partial(
+                swa.estimate_statistics,
+                *(state, engine, timeline, plan),
+                partial(loader.read, job.train_split, on_bad=bad.in_training),
+            ),
+            evaluate=partial(_evaluate, job, state, timeline, loader, bad),
             save=partial(_save, job, state, timeline, sync),
             asked=Requests(stop, watch, group, write).agree,
             record=write,
@@ -278,12 +284,17 @@ def _observe(
     return observers.write, observers.sync
 
 
+def _networks(state: TrainState, timeline: Timeline) -> dict[str, nn.Module]:
+    """Return what there is to evaluate and to export, by ``record.NETWORKS``."""
+    taken = state.swa if timeline.swa_count(state.step) else None
+    nets = zip(record.NETWORKS, (state.model, state.average, taken), strict=True)
+    return {name: net for name, net in nets if net is not None}
+
+
 def _evaluate(
-    job: _Job, state: TrainState, loader: Loader, bad: BadImages
+    job: _Job, state: TrainState, timeline: Timeline, loader: Loader, bad: BadImages
 ) -> dict[str, dict[str, float]]:
-    nets = {"model": state.model}
-    if state.average is not None:
-        nets["average"] = state.average
+    nets = _networks(state, timeline)
     job.group.share_buffers(*nets.values())
     told = bad.in_evaluation(job.val_split, state.step)
     return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group, told)
@@ -308,20 +319,19 @@ def _save(
     }
     checkpoint.save(job.place, snapshot, about, keep=job.run.storage.keep_checkpoints)
     if timeline.ends_epoch(snapshot.step):
-        _export(job, state)
+        _export(job, state, timeline)
     return target
 
 
-def _export(job: _Job, state: TrainState) -> None:
-    for name, net in (("model", state.model), ("average", state.average)):
-        if net is not None:
-            header = weights.header(
-                model=job.run.model,
-                images=job.run.images,
-                classes=[(c.id, c.name) for c in job.dataset.classes],
-                about={"recipe": job.run.recipe, "step": state.step, "network": name},
-            )
-            weights.save(job.place / f"{name}.safetensors", net, header)
+def _export(job: _Job, state: TrainState, timeline: Timeline) -> None:
+    for name, net in _networks(state, timeline).items():
+        header = weights.header(
+            model=job.run.model,
+            images=job.run.images,
+            classes=[(c.id, c.name) for c in job.dataset.classes],
+            about={"recipe": job.run.recipe, "step": state.step, "network": name},
+        )
+        weights.save(job.place / f"{name}.safetensors", net, header)
 
 
 def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
@@ -365,7 +375,8 @@ def _is_finished(place: Path, saved: Saved) -> bool:
 def _finished(place: Path) -> Finished:
     names = (
         *("training_log.md", "train.log", "loss.png", "accuracy.png", "lr.png", "history.json"),
-        *(record.FILE_NAME, folder.CONFIG, "model.safetensors", "average.safetensors"),
+        *(record.FILE_NAME, folder.CONFIG),
+        *(f"{name}.safetensors" for name in record.NETWORKS),
     )
     records = record.read(place / record.FILE_NAME)
     evaluated = [r["val"] for r in records if r["kind"] == "epoch" and r["val"]]

@@ -1,4 +1,4 @@
-"""The learning rate, the momentum and the average's decay as closed forms of the step.
+"""The learning rate, the momentum and the averages' shares as closed forms of the step.
 
 Nothing here has state: step 1234 has one learning rate, whether the run came there in one go, after
 ten resumptions, or is only being plotted.
@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from rn50.config import Run, Schedule
+from rn50.errors import UsageError
 from rn50.model import average
 from rn50.train import sam
 
@@ -18,11 +19,13 @@ class Knobs:
 
     lr: float
     average_keep: float | None
-    """Share of the average that survives this step; None: the average is not updated."""
+    """Share of the EMA that survives this step; None: it is not updated."""
     momentum: float | None = None
     """Momentum or first beta; None: the optimizer's own."""
     sam: bool = False
     """Whether the gradient is taken at the ascended point (sharpness-aware minimisation)."""
+    swa_share: float | None = None
+    """Share of this step's weights in the SWA; None: they are not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,14 @@ class Timeline:
 
     run: Run
     steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        if (count := self.swa_count(self.total_steps)) < 2 and self.run.average.swa_epochs:
+            raise UsageError(
+                f"average.swa_every_steps is {self.run.average.swa_every_steps}, but SWA lasts "
+                f"{self.total_steps - self._swa_start} steps, so it would average {count} weights; "
+                "give a smaller --average.swa-every-steps, or a longer --swa-epochs"
+            )
 
     @property
     def total_steps(self) -> int:
@@ -46,11 +57,30 @@ class Timeline:
             average_keep=self._average_keep(step),
             momentum=momentum_at(step, self.total_steps, run.schedule),
             sam=sam.is_due(step, run.optim),
+            swa_share=self._swa_share(step),
         )
 
     def ends_epoch(self, steps_done: int) -> bool:
         """Return whether a whole number of epochs is done after ``steps_done`` updates."""
         return steps_done % self.steps_per_epoch == 0
+
+    def swa_count(self, steps_done: int) -> int:
+        """Return how many weights the SWA holds after ``steps_done`` updates."""
+        settings, start = self.run.average, self._swa_start
+        if settings.swa_epochs == 0 or steps_done <= start:
+            return 0
+        if settings.swa_every_steps:
+            return (steps_done - start) // settings.swa_every_steps
+        return steps_done // self.steps_per_epoch - start // self.steps_per_epoch
+
+    @property
+    def _swa_start(self) -> int:
+        """Return the updates done when averaging begins; the weights of then are not taken."""
+        return self.total_steps - round(self.run.average.swa_epochs * self.steps_per_epoch)
+
+    def _swa_share(self, step: int) -> float | None:
+        count = self.swa_count(step + 1)
+        return 1 / count if count > self.swa_count(step) else None
 
     def _average_keep(self, step: int) -> float | None:
         settings = self.run.average

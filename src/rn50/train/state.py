@@ -23,6 +23,9 @@ class TrainState:
     model: nn.Module
     """The bare network, without DDP or compilation."""
     average: nn.Module | None
+    """The EMA."""
+    swa: nn.Module | None
+    """The SWA; the initial weights until it takes the first."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     meter: Meter
@@ -35,6 +38,7 @@ class Snapshot:
     step: int
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
+    swa: dict[str, Tensor] | None
     momentum: dict[str, Tensor]
     """The optimizer's tensors, see ``optim.momentum_buffers``."""
     scaler: dict[str, Any]
@@ -58,6 +62,7 @@ def of_model(model: nn.Module, run: Run, compute: Compute, group: Group) -> Trai
         step=0,
         model=model,
         average=average.start(model) if run.average.ema_horizon > 0 else None,
+        swa=average.start(model) if run.average.swa_epochs > 0 else None,
         optimizer=optim.build(model, run.optim),
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss),
         meter=Meter(compute.device, group),
@@ -74,6 +79,7 @@ def snapshot(state: TrainState) -> Snapshot:
         step=state.step,
         model=state.model.state_dict(),
         average=None if state.average is None else state.average.state_dict(),
+        swa=None if state.swa is None else state.swa.state_dict(),
         momentum=optim.momentum_buffers(state.model, state.optimizer),
         scaler=state.scaler.state_dict(),
         window=_plain(state.meter.window),
@@ -87,13 +93,19 @@ def restore(state: TrainState, saved: Snapshot) -> None:
     Raises:
         ValueError: The snapshot is of another network or lacks a part.
     """
-    if (state.average is None) != (saved.average is None):
-        has, wants = ("an", "none") if state.average is None else ("no", "one")
-        raise ValueError(f"the checkpoint has {has} average, the run keeps {wants}")
+    parts = (
+        ("model", state.model, saved.model),
+        ("average", state.average, saved.average),
+        ("SWA", state.swa, saved.swa),
+    )
+    for name, net, tensors in parts:
+        if (net is None) != (tensors is None):
+            has, wants = ("an", "none") if net is None else ("no", "one")
+            raise ValueError(f"the checkpoint has {has} {name}, the run keeps {wants}")
     try:
-        state.model.load_state_dict(saved.model)
-        if state.average is not None and saved.average is not None:
-            state.average.load_state_dict(saved.average)
+        for _, net, tensors in parts:
+            if net is not None and tensors is not None:
+                net.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint is of another network: {error}") from error
     optim.load_momentum_buffers(state.model, state.optimizer, saved.momentum)

@@ -1,4 +1,4 @@
-"""One update of the model and its average."""
+"""One update of the model and its averages."""
 
 from dataclasses import dataclass
 
@@ -51,8 +51,8 @@ def train_step(state: TrainState, engine: Engine, batch: Batch, knobs: Knobs, ru
     """Do one update with this process's share of the batch, in micro-batches.
 
     Order: backward of the scaled loss, summed over micro-batches (on a sharpness-aware step once
-    more, at the ascended point); unscale; clip; step; average. The host does not wait for the
-    device.
+    more, at the ascended point); unscale; clip; step; averages. The host does not wait for the
+    device, but where torch's loss scaler (fp16) asks whether to step.
     """
     optim.turn(state.optimizer, lr=knobs.lr, momentum=knobs.momentum, step=state.step)
     _backward(state, engine, batch, run)
@@ -63,11 +63,40 @@ def train_step(state: TrainState, engine: Engine, batch: Batch, knobs: Knobs, ru
     state.scaler.unscale_(state.optimizer)
     if run.optim.clip_grad_norm > 0:
         nn.utils.clip_grad_norm_(state.model.parameters(), run.optim.clip_grad_norm)
+    stepped = _stepped(state)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.average is not None and knobs.average_keep is not None:
-        average.update(state.average, state.model, knobs.average_keep)
+        average.update(state.average, state.model, knobs.average_keep, stepped)
+    if state.swa is not None and knobs.swa_share is not None:
+        average.take(state.swa, state.model, knobs.swa_share, stepped)
     state.step += 1
+
+
+def inputs_of(
+    batch: Batch, part: slice, run: Run, normalise: Normalise
+) -> Float[Tensor, "part 3 px px"]:
+    """Return part of a batch as the network takes it: augmented and normalised, not mixed."""
+    draws = batch.request.draws
+    return prepare(
+        batch.images[part],
+        batch.flips[part],
+        None if draws is None else draws.part(part),
+        normalise,
+        sampling_of(run.augment.policy, run.images.mean),
+    )
+
+
+def _stepped(state: TrainState) -> Float[Tensor, ""] | None:
+    """Return whether the scaler will step, as 1 or 0 on the device; None: there is no scaler.
+
+    By the flag that ``unscale_`` has left there. It is not public; what is (``get_scale``) makes
+    the host wait.
+    """
+    if not state.scaler.is_enabled():
+        return None
+    flags: list[Tensor] = [*state.scaler._found_inf_per_device(state.optimizer).values()]
+    return 1 - torch.stack(flags).amax()
 
 
 def _backward(
@@ -93,14 +122,7 @@ def _accumulate(
         Its mean loss and its logits.
     """
     labels = batch.labels[part]
-    draws = batch.request.draws
-    inputs = prepare(
-        batch.images[part],
-        batch.flips[part],
-        None if draws is None else draws.part(part),
-        engine.normalise,
-        sampling_of(run.augment.policy, run.images.mean),
-    )
+    inputs = inputs_of(batch, part, run, engine.normalise)
     inputs, targets = mix(inputs, labels, batch.request.mix)
     dtype = engine.compute.autocast_dtype
     with torch.autocast(engine.compute.device.type, dtype=dtype, enabled=dtype is not None):
