@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from rn50 import rng
+from rn50.augment.mixing import partners
 from rn50.config import Augment, Images, Mix
 from rn50.data import plan
 from rn50.data.plan import CROP_TRIES, TrainPlan, evaluation_requests, random_resized_crops
@@ -232,6 +233,9 @@ def test_a_batch_larger_than_the_split_is_refused():
         UsageError, match=r"batch_size is 51, but .* only 50 images; give --batch-s"
     ):
         a_plan(batch=51, count=50)
+    assert a_plan(batch=50, count=50, augment=Augment(repeats=5)).steps_per_epoch == 1
+    with pytest.raises(UsageError, match=r"batch_size is 51, but .* only 50 images"):
+        a_plan(batch=51, count=50, augment=Augment(repeats=5))
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused():
@@ -365,6 +369,19 @@ def test_repeated_augmentation_puts_copies_into_a_batch_but_never_side_by_side(b
             rows = ids[step * batch : (step + 1) * batch]
             assert all(one != other for one, other in itertools.pairwise(rows))
             assert len(set(rows)) <= batch // repeats + 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "repeats", "world_size", "micro_batch"),
+    [(8, 2, 1, 8), (8, 4, 2, 2), (24, 3, 4, 4), (24, 12, 2, 4), (10, 5, 1, 4), (6, 3, 3, 2)],
+)
+def test_no_image_is_mixed_with_a_copy_of_itself(batch, repeats, world_size, micro_batch):
+    settings = {"augment": Augment(repeats=repeats), "mix": Mix(mixup_alpha=0.2)}
+    for rank in range(world_size):
+        train = a_plan(batch=batch, rank=rank, world_size=world_size, **settings)
+        for step in range(40):
+            for ids in torch.from_numpy(train.request(step).ids).split(micro_batch):
+                assert (partners(ids) != ids).all()
 
 
 def test_copies_of_an_image_are_cropped_and_augmented_differently():
