@@ -194,7 +194,7 @@ class PackedSplit:
     def read(self, shard: int, start: int, end: int | None = None) -> bytes:
         """Read a shard from one byte up to another, or to its end."""
         stop = self._files.sizes[shard] if end is None else end
-        return self._files.read(shard, start, stop - start)
+        return self._files.read(shard, start, max(stop - start, 0))
 
     def key(self, i: int) -> str:
         """Return the name of image ``i``, such as ``n01443537/n01443537_0``."""

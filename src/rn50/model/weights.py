@@ -22,7 +22,8 @@ from rn50.config import Images, Model, from_plain
 from rn50.errors import DataError, UsageError
 from rn50.model import resnet
 
-_HEADER = "rn50"
+HEADER = "rn50"
+"""The key of a file's metadata under which its header lies."""
 _MISFITS = (KeyError, TypeError, ValueError, RuntimeError)
 """What a header raises that lacks a part, has another form, or tells of another network."""
 
@@ -50,7 +51,7 @@ def save(path: Path, net: nn.Module, header: dict[str, Any]) -> None:
         header: Made by ``header``.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    metadata = {_HEADER: json.dumps(header)}  # one key: of several, the order in the file varies
+    metadata = {HEADER: json.dumps(header)}  # one key: of several, the order in the file varies
     durable.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
@@ -80,14 +81,15 @@ def load(path: Path) -> Weights:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if _HEADER not in metadata:
+        if HEADER not in metadata:
             raise DataError(
                 f"{path} does not say which network it is for; give a weights file or the folder "
                 "of a run that rn50 wrote"
             )
-        told = json.loads(metadata[_HEADER])
+        told = json.loads(metadata[HEADER])
         tensors = safetensors.torch.load_file(path)
         model = from_plain(Model, told["model"])
+        _check_outputs(model, told, len(tensors["fc.bias"]))
         net = resnet.build(model, seed=0)
         net.load_state_dict(tensors)
         return Weights(
@@ -105,6 +107,18 @@ def load(path: Path) -> Weights:
             f"{path} is not a whole weights file ({str(error).splitlines()[0]}); "
             "give one that rn50 wrote"
         ) from error
+
+
+def _check_outputs(model: Model, told: dict[str, Any], outputs: int) -> None:
+    """Refuse a header at odds with its tensors, before it has a network of any size made."""
+    ids, names = told["class_ids"], told["class_names"]
+    if not all(isinstance(text, str) for text in (*ids, *names)):
+        raise ValueError("a class has a name that is no text")
+    if not model.num_classes == outputs == len(ids) == len(names):
+        raise ValueError(
+            f"it has {outputs} outputs and tells of {model.num_classes}, with {len(ids)} ids and "
+            f"{len(names)} names of classes"
+        )
 
 
 def parameters(net: nn.Module) -> int:

@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 LATEST = "LATEST"
 """The file with the name of the newest checkpoint: for people; a reader looks for itself."""
 _NAME = re.compile(r"step-(\d{8,})")
+_MISFITS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What is raised by a file that is absent, no JSON, or JSON of another form than ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def load(path: Path) -> Saved:
             epoch=tuple(state["epoch"]),
         )
         return Saved(path=path, snapshot=snapshot, about=state["about"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (*_MISFITS, safetensors.SafetensorError) as error:
         raise DataError(f"{path} is not a whole checkpoint: {error}") from error
 
 
@@ -179,13 +181,16 @@ def verify(folder: Path) -> None:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
+        read = {"state.json", *(path.name for path in folder.glob("*.safetensors"))}
+        if unlisted := sorted(read - manifest.keys()):
+            raise DataError(f"{folder} is not a whole checkpoint: {unlisted[0]} has no hash")
         for name, part in manifest.items():
             path = folder / name
             if path.stat().st_size != part["bytes"]:
                 raise DataError(f"{path} is cut off")
             if durable.file_digest(path) != part["blake2b"]:
                 raise DataError(f"{path} was altered after it was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _MISFITS as error:
         raise DataError(f"{folder} is not a whole checkpoint: {error}") from error
 
 
