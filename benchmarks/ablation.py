@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,16 +170,14 @@ def _schedules(run: Run) -> dict[str, Changes | str]:
 def _averages(run: Run) -> dict[str, Changes | str]:
     ema = {"average.ema_horizon": 0.04}
     tail = {"schedule.tail_epochs": run.epochs / 4, "schedule.tail_lr": 0.05}
-    swa: Changes | str = "this version has no SWA"
-    if "swa_epochs" in {field.name for field in fields(Average)}:
-        swa = tail | {"average.swa_epochs": run.epochs / 4}
-        if run.epochs < 12:  # at one model an epoch there would be fewer than three
-            swa |= {"average.swa_every_steps": 10}
+    swa = tail | {"average.swa_epochs": run.epochs / 4}
+    if run.epochs < 12:  # at one model an epoch there would be fewer than three
+        swa |= {"average.swa_every_steps": 10}
     return {
         "EMA": ema,
         "EMA with steps": ema | {"average.every_steps": 8},
         "SWA": swa,
-        "EMA and SWA": swa | ema if isinstance(swa, dict) else swa,
+        "EMA and SWA": swa | ema,
     }
 
 

@@ -74,7 +74,7 @@ def s1_cosine_swa(batch_size: int = 256) -> Run:
         mix=Mix(mixup_alpha=0.2),
         optim=Optim(peak_lr=scaled_lr(0.1, batch_size), weight_decay=5e-5),
         schedule=Schedule(tail_epochs=10, tail_lr=0.05, tail_anneal_epochs=1),
-        average=Average(ema_horizon=0.02, swa_epochs=9),
+        average=Average(ema_horizon=0.02, swa_epochs=10),
     )
 
 
