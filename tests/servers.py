@@ -1,11 +1,17 @@
 """Real servers on the loopback device that misbehave as real ones do."""
 
+import http.client
+import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
 
 
 @dataclass
@@ -189,3 +195,145 @@ def metadata(answers: dict[str, str] | None = None) -> Iterator[Metadata]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def s3_store() -> Iterator[str]:
+    """Run moto's S3 server and yield its URL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from moto.server import ThreadedMotoServer
+
+        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@dataclass
+class Wire:
+    """A connection to an S3 server, on which the test sets faults."""
+
+    url: str = ""
+    refuse: Callable[[str, str], tuple[int, str] | None] = lambda method, path: None
+    """Given method and path: the status and the S3 error code to answer with instead."""
+    cut: Callable[[str, str], bool] = lambda method, path: False
+    """Whether to close the connection after the half of what is sent, without an answer."""
+    lie: Callable[[str, str, bytes], bytes] = lambda method, path, body: body
+    """What of a body arrives at the server."""
+    key: str = ""
+    """The only access key that is valid; empty: any."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def sent(self) -> list[str]:
+        """Paths of all that was put."""
+        return [path for method, path in self.requests if method == "PUT"]
+
+
+class _Relay(BaseHTTPRequestHandler):
+    server: "_RelayServer"
+    protocol_version = "HTTP/1.1"
+
+    def _relay(self) -> None:
+        wire, method = self.server.wire, self.command
+        wire.requests.append((method, self.path))
+        length = int(self.headers.get("Content-Length") or 0)
+        if wire.cut(method, self.path):
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return
+        body = self.rfile.read(length)
+        refused = wire.refuse(method, self.path)
+        if wire.key and f"Credential={wire.key}/" not in self.headers.get("Authorization", ""):
+            refused = (400, "ExpiredToken")
+        if refused is not None:
+            status, code = refused
+            text = f"<Error><Code>{code}</Code><Message>{code}, says the test</Message></Error>"
+            self._answer(status, {"Content-Type": "application/xml"}, text.encode())
+            return
+        to = http.client.HTTPConnection(self.server.behind, timeout=30)
+        # What a lying wire does to a body, its checksum would tell.
+        drop = ("host", "expect") if wire.lie(method, self.path, body) == body else _CHECKED
+        headers = {n: v for n, v in self.headers.items() if not n.lower().startswith(drop)}
+        body = wire.lie(method, self.path, body)
+        to.request(method, self.path, body, {**headers, "Content-Length": str(len(body))})
+        got = to.getresponse()
+        self._answer(got.status, dict(got.getheaders()), got.read())
+        to.close()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _relay  # noqa: N815 (named by http.server)
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        length = headers.get("Content-Length") if self.command == "HEAD" else str(len(body))
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+_CHECKED = ("host", "expect", "content-md5", "x-amz-checksum", "x-amz-sdk-checksum")
+
+
+class _RelayServer(ThreadingHTTPServer):
+    daemon_threads = True
+    wire: Wire
+    behind: str
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that have gone."""
+
+
+@contextmanager
+def wired(store: str) -> Iterator[Wire]:
+    """Stand between a client and the S3 server at ``store`` until the block ends."""
+    server = _RelayServer(("127.0.0.1", 0), _Relay)
+    server.wire = Wire(f"http://127.0.0.1:{server.server_port}")
+    server.behind = store.removeprefix("http://")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server.wire
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def use_store(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
+    """Let this process speak to the S3 server at ``url`` alone, without patience of its own."""
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in store_environment(folder, url).items():
+        monkeypatch.setenv(name, value)
+    (folder / "credentials").write_text(credentials("first"))
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def store_environment(folder: Path, url: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_CONFIG_FILE": str(folder / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
+    }
+
+
+def credentials(key: str) -> str:
+    return f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n"

@@ -199,6 +199,9 @@ class Storage:
     a decoder complains of."""
     output_dir: Annotated[str, tyro.conf.arg(aliases=["--output-dir", "-o"])] = ""
     """Folder of the run. Empty: runs/<recipe>."""
+    mirror: Annotated[str, tyro.conf.arg(aliases=["--mirror"])] = ""
+    """URL, such as `s3://bucket/runs/name`, or folder on another disk: checkpoints and reports are
+    copied there in the background, and `--resume` fetches from there what is newer."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
     """Save every so many steps; 0: never by steps."""
     checkpoint_minutes: NotNegative = 15.0

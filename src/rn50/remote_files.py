@@ -211,11 +211,13 @@ def check(remote: Folder, name: str, num_bytes: int, digest: str) -> None:
         Exception: What the file system raises.
     """
     path = remote.of(name)
+    remote.fs.invalidate_cache()
     if (size := remote.fs.info(path)["size"]) != num_bytes:
         raise WrongContentError(f"has {size} bytes; it must have {num_bytes}")
     state = hashlib.blake2b(digest_size=16)
     for start in range(0, num_bytes, _PIECE_BYTES):
-        state.update(remote.fs.cat_file(path, start, min(start + _PIECE_BYTES, num_bytes)))
+        end = min(start + _PIECE_BYTES, num_bytes)
+        state.update(remote.fs.cat_file(path, start=start, end=end))
     if state.hexdigest() != digest:
         raise WrongContentError("has another hash than it must have")
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import uuid
-import warnings
 
 import fsspec
 import pytest
@@ -17,7 +16,7 @@ from rn50.data.remote import local_folder
 from rn50.data.shards import MANIFEST, PackedDataset, files
 from rn50.errors import DataError, UsageError
 from rn50.evaluate import score
-from servers import serving
+from servers import s3_store, serving
 
 
 @pytest.fixture(autouse=True)
@@ -290,15 +289,8 @@ def test_a_file_system_in_memory_and_a_mounted_one_are_read_likewise(packed, tmp
 @pytest.fixture(scope="module")
 def moto():
     """Return the URL of an S3 server on the loopback device."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from moto.server import ThreadedMotoServer
-
-        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-        server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_store() as url:
+        yield url
 
 
 @pytest.fixture

@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from rn50 import config
 from rn50.cli.say import progress, say, say_scores
 from rn50.config import Run
 from rn50.recipes import recipe
+
+_RESUME = PrimitiveConstructorSpec(
+    nargs=(0, 1),
+    metavar="[PATH|URL]",
+    instance_from_str=lambda words: words[0] if words else "auto",
+    is_instance=lambda value: isinstance(value, str),
+    str_from_instance=lambda value: [value] if value else [],
+)
+"""``--resume`` alone, or with a value; not given, it is empty."""
 
 
 def train_command(given: Sequence[str]) -> Callable[..., None]:
@@ -23,7 +33,7 @@ def train_command(given: Sequence[str]) -> Callable[..., None]:
         /,
         *,
         run: Annotated[Run, arg(name="")] = defaults,
-        resume: bool = False,
+        resume: Annotated[str, _RESUME] = "",
         allow_change: tuple[str, ...] = (),
         config: str = "",
         dry_run: bool = False,
@@ -33,7 +43,8 @@ def train_command(given: Sequence[str]) -> Callable[..., None]:
         Args:
             recipe: One of `rn50 recipes`; its settings are the defaults below.
             run: Settings.
-            resume: Go on from the newest whole checkpoint of the output folder, or start there.
+            resume: Go on from the newest whole checkpoint of the output folder or its mirror; where
+                there is none, start. Or from the run, or the one checkpoint, at a path or URL.
             allow_change: Settings that may differ from the run being resumed.
             config: Take the settings of an earlier run from its config.json instead of a recipe.
             dry_run: Print the resolved settings as JSON and stop.
@@ -102,21 +113,37 @@ def _defaults(given: Sequence[str]) -> Run:
         return config.load(Path(path))
     if words and not words[0].startswith("-"):
         return recipe(words[0])
+    if (asked := _option(words, "--resume")) is None:
+        return recipe("demo")
+    return _resumed(words, asked) or recipe("demo")
+
+
+def _resumed(words: Sequence[str], asked: str) -> Run | None:
+    """Return the settings of the run that is to be resumed, if they lie where it is looked for."""
     place = _option(words, "--output-dir", "-o", "--storage.output-dir")
-    if "--resume" in words and place and (Path(place) / "config.json").is_file():
+    if place and (Path(place) / "config.json").is_file():
         return config.load(Path(place) / "config.json")
-    return recipe("demo")
+    mirror = _option(words, "--mirror", "--storage.mirror")
+    for source in (asked, mirror):
+        if source:
+            from rn50.train.resume import settings
 
-
-def _option(words: Sequence[str], *names: str) -> str | None:
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name.replace("_", "-") in names:
-            return value if equals else (words[i + 1] if i + 1 < len(words) else None)
+            if found := settings(source):
+                return found
     return None
 
 
-def _train(run: Run, *, resume: bool, allow_change: tuple[str, ...], dry_run: bool) -> None:
+def _option(words: Sequence[str], *names: str) -> str | None:
+    """Return what follows an option: empty where nothing does, None where it is not given."""
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in names:
+            follows = words[i + 1] if i + 1 < len(words) else ""
+            return value if equals else ("" if follows.startswith("-") else follows)
+    return None
+
+
+def _train(run: Run, *, resume: str, allow_change: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         say(json.dumps(config.to_dict(run), indent=2))
         return

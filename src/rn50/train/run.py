@@ -1,6 +1,5 @@
 """From settings to a finished run: open the data, find where to go on, train, export."""
 
-import platform
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -9,12 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
-import PIL
-import torch
 from torch import nn
 
-import rn50
 from rn50 import config, distributed, durable, hardware
 from rn50.config import Run
 from rn50.data import cache, remote
@@ -33,15 +28,18 @@ from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
 from rn50.remote_files import is_remote
 from rn50.train import checkpoint, folder, probe, swa
+from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
 from rn50.train.clouds import notice_service
 from rn50.train.loop import Surroundings, train
+from rn50.train.mirroring import Mirrored, mirroring
 from rn50.train.notices import Watch
 from rn50.train.preempt import Requests, StopRequest
 from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot, TrainState
 from rn50.train.step import Engine
+from rn50.train.versions import versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class _Job:
 def start(
     run: Run,
     *,
-    resume: bool = False,
+    resume: bool | str = False,
     allow_change: tuple[str, ...] = (),
     say: Callable[[str], None],
 ) -> Finished:
@@ -80,7 +78,8 @@ def start(
 
     Args:
         run: All settings.
-        resume: Go on with the run in the folder; where there is none, start it.
+        resume: Go on with the run in the folder or its mirror; where there is none, start it. Or
+            where to go on from, see ``resume.choose``.
         allow_change: Settings, such as ``"optim.peak_lr"``, that may differ from the run resumed.
         say: Shows the user a line; used on the first process alone.
 
@@ -90,19 +89,31 @@ def start(
     with ExitStack() as stack:
         group = stack.enter_context(distributed.group(hardware.device_type(run.hardware)))
         say = say if group.is_first else _silently
-        job = _prepare(run, group, resume=resume, say=say)
-        saved = _to_resume(job, allow_change, say) if resume else None
+        asked = resumes.AUTO if resume is True else resume or ""
+        job = _prepare(run, group, asked, say)
+        saved = _to_resume(job, asked, allow_change, say) if asked else None
+        if group.is_first:
+            checkpoint.clean(job.place)
+        stop = stack.enter_context(StopRequest())
+        mirror = stack.enter_context(
+            mirroring(
+                *(run, job.place, group),
+                resumed_from=None if saved is None else saved.path,
+                stopping=lambda: bool(stop.requested),
+                say=say,
+            )
+        )
         if saved is not None and _is_finished(job.place, saved):
             say(f"the run in {job.place} is finished; nothing is left to do")
             return _finished(job.place)
         state = _state(job, saved)
         job = _with_micro_batch(job, state, saved, say)
         resumed, saved = saved is not None, None  # its tensors are in the state now
-        _train(job, state, stack.enter_context(StopRequest()), resumed=resumed)
+        _train(job, state, stop, mirror, resumed=resumed)
         return _finished(job.place)
 
 
-def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]) -> _Job:
+def _prepare(run: Run, group: Group, asked: str, say: Callable[[str], None]) -> _Job:
     compute = hardware.resolve(
         run.hardware, local_rank=group.local_rank, local_world_size=group.local_world_size
     )
@@ -110,7 +121,9 @@ def _prepare(run: Run, group: Group, *, resume: bool, say: Callable[[str], None]
         say(compute.note)
     dataset = open_data(run, group, say)
     # The others must not look for themselves: by then the first may have made its folder.
-    place = Path(group.from_first(str(folder.choose(run, resume=resume)) if group.is_first else ""))
+    place = Path(group.from_first(str(resumes.run_folder(run, asked)) if group.is_first else ""))
+    if group.is_first and not asked:
+        resumes.refuse_taken(run.storage.mirror)
     return _Job(
         run=run,
         dataset=dataset,
@@ -156,19 +169,11 @@ def _demo_data(run: Run, say: Callable[[str], None]) -> Path:
 
 
 def _to_resume(
-    job: _Job, allow_change: tuple[str, ...], say: Callable[[str], None]
+    job: _Job, asked: str, allow_change: tuple[str, ...], say: Callable[[str], None]
 ) -> Saved | None:
     """Return the checkpoint to go on from, after checking that it is of the same run."""
-    saved, refused = checkpoint.newest(job.place)
-    for reason in refused:
-        say(f"passed over: {reason}")
-    if saved is None and refused:
-        raise DataError(
-            f"none of the checkpoints in {job.place} is whole; they are left as they are: look at "
-            "that disk, or start a new run with another --output-dir"
-        )
+    saved = resumes.choose(job.place, asked, job.run.storage.mirror, job.group, say)
     if saved is None:
-        say(f"no checkpoint in {job.place}: starting from the first step")
         return None
     if saved.about["fingerprint"] != job.dataset.fingerprint:
         raise UsageError(
@@ -211,7 +216,9 @@ def _with_micro_batch(
     return replace(job, compute=replace(job.compute, micro_batch=chosen))
 
 
-def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) -> None:
+def _train(
+    job: _Job, state: TrainState, stop: StopRequest, mirror: Mirrored, *, resumed: bool
+) -> None:
     run, group, compute = job.run, job.group, job.compute
     plan = plan_of(run, job.train_split, group)
     timeline = Timeline(run, plan.steps_per_epoch)
@@ -227,6 +234,7 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
             )
         )
         write, sync = _observe(job, state, timeline, stack, resumed=resumed)
+        write = mirror.told(write)
         bad = BadImages(run.storage, job.dataset.classes, group, write)
         bad.recall(job.place / record.FILE_NAME)
         # One process of a machine asks for all.
@@ -240,7 +248,7 @@ def _train(job: _Job, state: TrainState, stop: StopRequest, *, resumed: bool) ->
                 partial(loader.read, job.train_split, on_bad=bad.in_training),
             ),
             evaluate=partial(_evaluate, job, state, timeline, loader, bad),
-            save=partial(_save, job, state, timeline, sync),
+            save=partial(_save, job, state, timeline, sync, mirror),
             asked=Requests(stop, watch, group, write).agree,
             record=write,
         )
@@ -259,7 +267,6 @@ def _observe(
     """Return how to write a record and how to flush them; both do nothing but on one process."""
     if not job.group.is_first:
         return _ignore, lambda: None
-    checkpoint.clean(job.place)
     resumed_at = state.step if resumed else None
     if not resumed:
         folder.discard_record(job.place)
@@ -301,7 +308,12 @@ def _evaluate(
 
 
 def _save(
-    job: _Job, state: TrainState, timeline: Timeline, sync: Callable[[], None], snapshot: Snapshot
+    job: _Job,
+    state: TrainState,
+    timeline: Timeline,
+    sync: Callable[[], None],
+    mirror: Mirrored,
+    snapshot: Snapshot,
 ) -> Path:
     """Write a checkpoint, and at the end of an epoch the weights files, on the first process."""
     target = checkpoint.path(job.place, snapshot.step)
@@ -315,9 +327,10 @@ def _save(
         "fingerprint": job.dataset.fingerprint,
         "world_size": job.group.world_size,
         "micro_batch": job.compute.micro_batch,
-        "versions": _versions(),
+        "versions": versions(),
     }
     checkpoint.save(job.place, snapshot, about, keep=job.run.storage.keep_checkpoints)
+    mirror.published(target)
     if timeline.ends_epoch(snapshot.step):
         _export(job, state, timeline)
     return target
@@ -351,18 +364,8 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
         "precision": job.compute.precision,
         "micro_batch": job.compute.micro_batch,
         "decoder": decoder_name(),
-        "versions": _versions(),
+        "versions": versions(),
         "timing": {"time": _now()},
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "rn50": rn50.__version__,
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "pillow": PIL.__version__,
-        "python": platform.python_version(),
     }
 
 
