@@ -1,9 +1,12 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from rn50.config import Model
-from rn50.distributed import Group
+from rn50.distributed import Group, part_of_this_start
 from rn50.errors import UsageError
 from rn50.model.resnet import build
 
@@ -35,3 +38,36 @@ def test_synchronising_where_torch_cannot_is_refused(device):
     net = build(Model(arch="resnet18", num_classes=3), seed=0)
     with pytest.raises(UsageError, match=f"CUDA alone, not on {device}; leave it out"):
         TWO.synchronised(net, torch.device(device))
+
+
+def started(store: torch.distributed.Store, world_size: int) -> list[torch.distributed.Store]:
+    with ThreadPoolExecutor(world_size) as threads:
+        ranks = range(world_size)
+        return list(threads.map(lambda rank: part_of_this_start(store, rank, world_size), ranks))
+
+
+def test_processes_started_together_share_what_earlier_ones_left_nothing_in():
+    store = torch.distributed.HashStore()
+    for start in range(3):
+        first, *others = started(store, 4)
+        assert not first.check(["address"])
+        first.set("address", str(start))
+        assert [other.get("address") for other in others] == [str(start).encode()] * 3
+
+
+@pytest.mark.parametrize("dead", [0, 2])
+def test_a_process_that_died_while_starting_does_not_hold_up_those_started_after_it(dead):
+    store = torch.distributed.HashStore()
+    if dead:  # it greeted, and was never answered
+        store.set(f"rn50/greeting/{dead}", "dead")
+    else:  # it answered the dead, and went
+        store.set("rn50/answer", json.dumps({"name": "dead", "greetings": ["dead", "dead"]}))
+        store.set("rn50/heard/1", "dead")
+    first, *others = started(store, 3)
+    first.set("address", "here")
+    assert [other.get("address") for other in others] == [b"here"] * 2
+
+
+def test_flags_and_texts_of_one_process_are_its_own():
+    assert Group().any_of(True, False, True) == (True, False, True)
+    assert Group().gather("told") == ["told"]

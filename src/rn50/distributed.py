@@ -4,7 +4,10 @@ Outside this module nothing asks whether the run is distributed: rank 0 of 1 is 
 other, and its reductions return what they are given.
 """
 
+import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +17,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from rn50.errors import UsageError
 
@@ -138,7 +143,13 @@ def group(device_type: str) -> Iterator[Group]:
     if world_size == 1:
         yield Group()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    store, rank, _ = next(rendezvous("env://"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
+        store=part_of_this_start(store, rank, world_size),
+        rank=rank,
+        world_size=world_size,
+    )
     try:
         yield Group(
             rank=dist.get_rank(),
@@ -148,3 +159,28 @@ def group(device_type: str) -> Iterator[Group]:
         )
     finally:
         dist.destroy_process_group()
+
+
+def part_of_this_start(store: Store, rank: int, world_size: int) -> Store:
+    """Return a part of a store that only the processes started together with this one use.
+
+    ``torchrun`` keeps its store when it starts workers anew (seen with torch 2.15): gloo and NCCL
+    would find the addresses of dead processes there, and wait for them. Nor do its counts of starts
+    agree between machines. So every process greets under a name never used before, and the first
+    one answers all greetings until all have heard it.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"rn50/greeting/{rank}", name)
+        while (answer := json.loads(store.get("rn50/answer")))["greetings"][rank - 1] != name:
+            time.sleep(0.02)
+        store.set(f"rn50/heard/{rank}", answer["name"])
+        return PrefixStore(f"rn50/{answer['name']}", store)
+    others = range(1, world_size)
+    for other in others:
+        store.set(f"rn50/heard/{other}", "")
+    while any(store.get(f"rn50/heard/{other}").decode() != name for other in others):
+        greetings = [store.get(f"rn50/greeting/{other}").decode() for other in others]
+        store.set("rn50/answer", json.dumps({"name": name, "greetings": greetings}))
+        time.sleep(0.02)
+    return PrefixStore(f"rn50/{name}", store)
