@@ -2,7 +2,7 @@
 
     uv run --with nvidia-dali-cuda130 benchmarks/loader.py …
 
-It decodes the same regions from the same mapped bytes and resizes them antialiased, in as many
+It decodes the same regions from the same bytes and resizes them antialiased, in as many
 threads. Where it is not installed, ``loader.py`` leaves it out.
 """
 
