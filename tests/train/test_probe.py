@@ -242,6 +242,37 @@ def test_a_resumed_run_that_takes_another_says_so(memory_for, room, asked, found
     assert "12 when the run was begun; BatchNorm's statistics are now" in said
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_on_a_gpu_with_little_memory_part_of_a_batch_fits_and_the_memory_is_given_back(
+    precision, monkeypatch
+):
+    room = 2 * 10**9
+    monkeypatch.setattr(hardware, "device_memory_bytes", lambda device: room)
+    compute = hardware.resolve(Hardware(device="cuda", precision=precision))
+    run = dataclasses.replace(
+        RUN, images=Images(batch_size=2048, train_px=224, test_px=224, test_resize_px=256)
+    )
+    sides = np.full(2048, 250)
+    wide = TrainPlan(images=run.images, seed=0, widths=sides, heights=sides)
+    net = resnet.build(run.model, seed=0).to(compute.device)
+    before = copy.deepcopy(net.state_dict())
+    total = torch.cuda.get_device_properties(compute.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        held, said = torch.cuda.memory_allocated(), []
+        found = probe.micro_batch(run, net, compute, Group(), wide, say=said.append)
+        assert 4 <= found < 512
+        assert torch.cuda.memory_allocated() == held
+        assert probe.trying_steps(run, net, compute, Group(), wide)(found)
+        assert not probe.trying_steps(run, net, compute, Group(), wide)(2 * found)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert said[0].startswith(f"micro-batch: {found} of a process's 2048 images of 224 px")
+
+
 def test_the_micro_batch_is_recorded_and_kept_by_the_resumed_run(
     packed, tmp_path, monkeypatch, capsys
 ):
