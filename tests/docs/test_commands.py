@@ -86,7 +86,7 @@ def distributions(place: Path) -> None:
 
 def words_of(command: str) -> list[str]:
     """What follows ``rn50``, however it is started."""
-    words = shlex.split(command.removeprefix("uv run "))
+    words = shlex.split(command.removeprefix("uv run ").removeprefix("rn50 supervise -- "))
     if words[0] == "torchrun":
         assert words[1:3] == ["--nproc-per-node", "8"]
         words = ["rn50", *words[words.index("rn50") + 1 :]]
