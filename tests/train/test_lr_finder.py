@@ -4,6 +4,9 @@ import re
 
 import numpy as np
 import pytest
+import torch
+import torchvision
+from torch import nn
 
 from rn50.cli import main
 from rn50.errors import UsageError
@@ -100,6 +103,18 @@ def test_the_command_writes_curves_and_values_and_says_what_to_try(swept, capsys
     (tried,) = re.findall(r"for batches of 16, try --lr (\S+)", said)
     assert float(tried) == pytest.approx(values["suggested"], rel=0.06)
     assert json.loads((place / VALUES).read_text()) == values
+
+
+@pytest.mark.slow
+def test_a_sweep_begins_from_the_weights_that_the_run_would_begin_from(swept, tmp_path):
+    words, _ = swept
+    net = torchvision.models.resnet18(num_classes=4)
+    nn.init.zeros_(net.fc.weight)
+    net.fc.bias.data = torch.tensor([40.0, 0.0, 0.0, 0.0])
+    torch.save(net.state_dict(), tmp_path / "sure.pth")
+    main([*words, "--runs", "1", "--out", str(tmp_path), "--init-from", str(tmp_path / "sure.pth")])
+    losses = json.loads((tmp_path / VALUES).read_text())["sweeps"][0]["losses"]
+    assert losses[0] > 10
 
 
 @pytest.mark.slow

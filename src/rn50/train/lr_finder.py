@@ -20,6 +20,7 @@ from rn50.data.loader import Batch
 from rn50.distributed import Group
 from rn50.errors import DivergedError, UsageError
 from rn50.hardware import Compute
+from rn50.train import origin
 from rn50.train import state as states
 from rn50.train.meter import Totals
 from rn50.train.schedule import Knobs
@@ -59,7 +60,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One sweep, from new weights."""
+    """One sweep, from new weights or those of ``init_from``."""
 
     seed: int
     lrs: tuple[float, ...]
@@ -155,6 +156,7 @@ def _sweep(
     run: Run, compute: Compute, group: Group, batches: Iterator[Batch], swept: Range
 ) -> Sweep:
     state = states.new(run, compute, group)
+    origin.begin(state, run, group)
     engine = Engine.of(state, run, compute, group)
     losses: list[float] = []
     for lr, batch in zip(swept.lrs(), batches, strict=False):

@@ -27,7 +27,7 @@ from rn50.observe.console import Console
 from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
 from rn50.remote_files import is_remote
-from rn50.train import checkpoint, folder, probe, swa
+from rn50.train import changes, checkpoint, folder, origin, probe, swa
 from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
@@ -35,6 +35,7 @@ from rn50.train.clouds import notice_service
 from rn50.train.loop import Surroundings, train
 from rn50.train.mirroring import Mirrored, mirroring
 from rn50.train.notices import Watch
+from rn50.train.origin import Origin
 from rn50.train.preempt import Requests, StopRequest
 from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot, TrainState
@@ -63,6 +64,8 @@ class _Job:
     place: Path
     compute: hardware.Compute
     group: Group
+    begun: Origin | None = None
+    """The weights that the run began from, where they were not random."""
 
 
 def start(
@@ -106,7 +109,7 @@ def start(
         if saved is not None and _is_finished(job.place, saved):
             say(f"the run in {job.place} is finished; nothing is left to do")
             return _finished(job.place)
-        state = _state(job, saved)
+        state, job = _state(job, saved, say)
         job = _with_micro_batch(job, state, saved, say)
         resumed, saved = saved is not None, None  # its tensors are in the state now
         _train(job, state, stop, mirror, resumed=resumed)
@@ -175,32 +178,23 @@ def _to_resume(
     saved = resumes.choose(job.place, asked, job.run.storage.mirror, job.group, say)
     if saved is None:
         return None
-    if saved.about["fingerprint"] != job.dataset.fingerprint:
-        raise UsageError(
-            f"the run in {job.place} was trained on other data ({saved.about['data']}) than "
-            f"{job.dataset.folder}; give --data with the former, or another --output-dir to start "
-            "a new run"
-        )
-    before = config.mathematics(config.from_dict(saved.about["run"]))
-    now = config.mathematics(job.run)
-    changed = [name for name in now if before.get(name) != now[name] and name not in allow_change]
-    if changed:
-        diff = ", ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in changed)
-        raise UsageError(
-            f"these settings would change what the run in {job.place} trains: {diff}; resume with "
-            f"the former values, or name the change: --allow-change {' '.join(changed)}"
-        )
+    changes.refuse_other_data(saved, job.dataset, job.place)
+    num_train = job.train_split.num_images
+    changes.refuse(saved, job.run, job.place, num_train=num_train, allowed=allow_change)
     return saved
 
 
-def _state(job: _Job, saved: Saved | None) -> TrainState:
+def _state(job: _Job, saved: Saved | None, say: Callable[[str], None]) -> tuple[TrainState, _Job]:
+    """Return the state to go on from, and the job with the weights that it began from."""
     state = states.new(job.run, job.compute, job.group)
-    if saved is not None:
-        try:
-            states.restore(state, saved.snapshot)
-        except ValueError as error:
-            raise DataError(f"cannot resume from {saved.path}: {error}") from error
-    return state
+    if saved is None:
+        class_ids = tuple(c.id for c in job.dataset.classes)
+        return state, replace(job, begun=origin.begin(state, job.run, job.group, class_ids, say))
+    try:
+        states.restore(state, saved.snapshot)
+    except ValueError as error:
+        raise DataError(f"cannot resume from {saved.path}: {error}") from error
+    return state, replace(job, begun=saved.about.get("init_from"))
 
 
 def _with_micro_batch(
@@ -325,6 +319,7 @@ def _save(
         "run": config.to_dict(job.run),
         "data": data if is_remote(data) else str(job.dataset.folder),
         "fingerprint": job.dataset.fingerprint,
+        "init_from": job.begun,
         "world_size": job.group.world_size,
         "micro_batch": job.compute.micro_batch,
         "versions": versions(),
@@ -362,6 +357,7 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
         "device": hardware.describe(job.compute.device),
         "profile": job.compute.profile,
         "precision": job.compute.precision,
+        "init_from": job.begun,
         "micro_batch": job.compute.micro_batch,
         "decoder": decoder_name(),
         "versions": versions(),

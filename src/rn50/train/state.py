@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from rn50.config import Run
 from rn50.distributed import Group
 from rn50.hardware import Compute
-from rn50.model import average, resnet
+from rn50.model import average, pretrained, resnet
+from rn50.model.pretrained import Pretrained
 from rn50.train import loss, optim
 from rn50.train.meter import Meter, Totals
 
@@ -53,6 +54,26 @@ def new(run: Run, compute: Compute, group: Group) -> TrainState:
     model = resnet.build(run.model, seed=run.seed)
     loss.init_bias(model, run.loss)
     return of_model(model, run, compute, group)
+
+
+def begin_from(
+    state: TrainState, found: Pretrained, run: Run, class_ids: tuple[str, ...] = ()
+) -> None:
+    """Put weights into the model and the averages of a new state.
+
+    Args:
+        state: Before its first step.
+        found: The weights.
+        run: Says which network they must be for.
+        class_ids: The classes of the data, by output; empty: not compared.
+
+    Raises:
+        UsageError: They are of another network or of other classes.
+    """
+    pretrained.begin(state.model, found, run.model, class_ids)
+    for net in (state.average, state.swa):
+        if net is not None:
+            net.load_state_dict(state.model.state_dict())
 
 
 def of_model(model: nn.Module, run: Run, compute: Compute, group: Group) -> TrainState:
