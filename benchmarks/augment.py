@@ -1,6 +1,7 @@
 """What augmentation costs: ours on batches against torchvision's on one image after another.
 
     python benchmarks/augment.py                    # one core
+    python benchmarks/augment.py --operations       # each operation of the policies by itself
     python benchmarks/augment.py --device cuda      # ours there, and its share of a training step
 
 On the CPU all sides have the same number of threads, by default one, since a loader gives each
@@ -17,6 +18,7 @@ On a GPU only ours is measured, and as a share of the training step there.
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -36,10 +38,11 @@ import step
 from machine import Row
 from rn50 import hardware, rng
 from rn50.augment.device import Normalise
-from rn50.augment.draws import augment_draws, mix_draws
+from rn50.augment.draws import AugmentDraws, augment_draws, mix_draws
 from rn50.augment.mixing import mix
+from rn50.augment.ops import Op
 from rn50.augment.pipeline import prepare, sampling_of
-from rn50.augment.rounds import to_device
+from rn50.augment.rounds import Sampling, to_device
 from rn50.augmentation import Augment, Mix
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,6 +91,31 @@ CASES = {
 }
 
 
+def _affine(image: Any, *, shift: tuple[int, int] = (0, 0), shear: tuple[float, float]) -> Any:
+    return F.affine(image, 0.0, list(shift), 1.0, list(shear), center=[0, 0])
+
+
+OPERATIONS: dict[Op, tuple[Callable[[Any, float], Any], float, float]] = {
+    Op.SHEAR_X: (lambda i, m: _affine(i, shear=(math.degrees(math.atan(m)), 0)), -0.3, 0.3),
+    Op.SHEAR_Y: (lambda i, m: _affine(i, shear=(0, math.degrees(math.atan(m)))), -0.3, 0.3),
+    Op.TRANSLATE_X: (lambda i, m: _affine(i, shift=(int(m), 0), shear=(0, 0)), -32, 32),
+    Op.TRANSLATE_Y: (lambda i, m: _affine(i, shift=(0, int(m)), shear=(0, 0)), -32, 32),
+    Op.ROTATE: (F.rotate, -30, 30),
+    Op.BRIGHTNESS: (F.adjust_brightness, 0.1, 1.9),
+    Op.COLOR: (F.adjust_saturation, 0.1, 1.9),
+    Op.CONTRAST: (F.adjust_contrast, 0.1, 1.9),
+    Op.SHARPNESS: (F.adjust_sharpness, 0.1, 1.9),
+    Op.POSTERIZE: (lambda i, m: F.posterize(i, int(m)), 4, 8),
+    Op.SOLARIZE: (F.solarize, 0, 255),
+    Op.AUTOCONTRAST: (lambda i, _: F.autocontrast(i), 0, 1),
+    Op.EQUALIZE: (lambda i, _: F.equalize(i), 0, 1),
+    Op.INVERT: (lambda i, _: F.invert(i), 0, 1),
+    Op.HUE: (F.adjust_hue, -0.1, 0.1),
+    Op.BLUR: (lambda i, m: F.gaussian_blur(i, [13, 13], [m]), 0.1, 2),
+}
+"""torchvision's function of an image and a magnitude, and the range of the latter."""
+
+
 def smooth_images(count: int, px: int) -> torch.Tensor:
     """Return uint8 images with structure at several scales, channels-last."""
     made = torch.zeros(count, 3, px, px)
@@ -130,6 +158,26 @@ def theirs(case: Case, images: Sequence[Any], of_pil: bool) -> Step:
     return step
 
 
+def ours_alone(op: Op, magnitudes: np.ndarray, images: torch.Tensor) -> Step:
+    """Return one batch of ours in which every image undergoes ``op``."""
+    nothing = AugmentDraws(
+        ops=np.full((1, len(images)), op, dtype=np.int8),
+        magnitudes=magnitudes[None],
+        holes=np.zeros((len(images), 0, 4), dtype=np.int64),
+        noise=None,
+    )
+    flips, normalise = torch.zeros(len(images), dtype=torch.bool), Normalise(MEAN, STD)
+    return lambda: prepare(images, flips, nothing, normalise, Sampling())
+
+
+def theirs_alone(op: Op, magnitudes: np.ndarray, images: Sequence[Any], of_pil: bool) -> Step:
+    """Return the same of torchvision's."""
+    function = OPERATIONS[op][0]
+    to_input = v2.Compose([*((v2.PILToTensor(),) if of_pil else ()), *TO_INPUT])
+    pairs = list(zip(images, magnitudes.tolist(), strict=True))
+    return lambda: torch.stack([to_input(function(image, m)) for image, m in pairs])
+
+
 def milliseconds(step: Step, seconds: float, device: torch.device) -> float:
     """Return the mean time of a step over at least ``seconds``: on a CPU, that of the processor."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -144,18 +192,29 @@ def milliseconds(step: Step, seconds: float, device: torch.device) -> float:
     return 1000 * (clock() - start) / done
 
 
-def compare(names: Sequence[str], args: argparse.Namespace) -> Iterator[Row]:
-    """Yield a row for each case: ours and torchvision's in turn, on the CPU."""
+def compare(args: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each case or operation: ours and torchvision's in turn, on the CPU."""
     device = torch.device("cpu")
     images = smooth_images(args.batch_size, args.px)
     tensors = [image.contiguous() for image in images]
     pictures = [F.to_pil_image(image) for image in images]
-    for name in names:
-        case = CASES[name]
-        sides = {"rn50": ours(case, images)}
-        if case.has_peer:
-            sides["torchvision PIL"] = theirs(case, pictures, of_pil=True)
-            sides["torchvision tensor"] = theirs(case, tensors, of_pil=False)
+    for name in OPERATIONS if args.operations else args.only:
+        if isinstance(name, Op):
+            drawn = np.random.default_rng(0).uniform(*OPERATIONS[name][1:], len(images))
+            whole = name in (Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.POSTERIZE)
+            magnitudes = (np.rint(drawn) if whole else drawn).astype(np.float32)
+            sides = {
+                "rn50": ours_alone(name, magnitudes, images),
+                "torchvision PIL": theirs_alone(name, magnitudes, pictures, of_pil=True),
+                "torchvision tensor": theirs_alone(name, magnitudes, tensors, of_pil=False),
+            }
+            name = name.name.lower().replace("_", " ")
+        else:
+            case = CASES[name]
+            sides = {"rn50": ours(case, images)}
+            if case.has_peer:
+                sides["torchvision PIL"] = theirs(case, pictures, of_pil=True)
+                sides["torchvision tensor"] = theirs(case, tensors, of_pil=False)
         for side in sides.values():
             side()
         measured: dict[str, list[float]] = {side: [] for side in sides}
@@ -213,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--operations", action="store_true", help="each by itself, on the CPU")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
@@ -223,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
-        rows = list(compare(args.only, args))
+        rows = list(compare(args))
     else:
         case = step.Case(args.px, args.batch_size, "auto")
         timing = {"rounds": args.rounds, "seconds": args.seconds}

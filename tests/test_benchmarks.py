@@ -25,6 +25,7 @@ sizes += ["--resize-short", "48"]
 loader.main(["--images", packed, *sizes, *brief, "--json", f"{out}/loader.json"])
 kinds = ["--only", "RandAugment of timm", "CutMix", "--batch-size", "4", "--px", "32"]
 augment.main([*kinds, *brief, "--json", f"{out}/augment.json"])
+augment.main([*kinds, *brief, "--operations", "--json", f"{out}/operations.json"])
 for options in ([], ["--cpu-smoke", "--only", "ceilings", "numerics"]):
     try:
         gpu.main(["--out", out, *options])
@@ -65,6 +66,9 @@ def test_benchmarks_run_and_the_network_agrees_with_torchvision(
     for peer in ("torchvision PIL", "torchvision tensor"):
         ratio = cutmix[f"{peer}, ms"] / cutmix["rn50, ms"]
         assert cutmix[f"{peer} / rn50"] == pytest.approx(ratio, rel=0.5)
+    operations = [row["augmentation"] for row in report(tmp_path / "operations.json")["augment"]]
+    assert len(operations) == 16
+    assert operations[:2] == ["shear x", "shear y"]
     assert [row["side"] for row in report(tmp_path / "step.json")["step"]] == [
         "torchvision",
         "rn50",
