@@ -324,6 +324,17 @@ def use_store(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def empty_bucket(name: str) -> None:
+    """Make a bucket in the store in use, or empty the one that a test before has left."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    if fs.exists(name):
+        fs.rm(name, recursive=True)
+    fs.mkdir(name)
+
+
 def store_environment(folder: Path, url: str) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL": url,

@@ -13,7 +13,7 @@ from rn50.train import checkpoint
 from rn50.train.mirror import Mirror
 from rn50.train.remote_run import open_run
 from rn50.train.state import Snapshot
-from servers import credentials, s3_store, use_store, wired
+from servers import credentials, empty_bucket, s3_store, use_store, wired
 
 BUCKET = "runs"
 URL = f"s3://{BUCKET}/one"
@@ -39,12 +39,7 @@ def wire(store, monkeypatch, tmp_path):
     monkeypatch.setattr(remote_files, "_FIRST_WAIT_S", 0.0)
     with wired(store) as wire:
         use_store(monkeypatch, tmp_path, wire.url)
-        import s3fs
-
-        fs = s3fs.S3FileSystem(skip_instance_cache=True)
-        if fs.exists(BUCKET):
-            fs.rm(BUCKET, recursive=True)
-        fs.mkdir(BUCKET)
+        empty_bucket(BUCKET)
         wire.requests.clear()
         yield wire
 
@@ -362,6 +357,24 @@ def test_what_is_there_already_is_not_sent_again(wire, place):
     drain(again)
     assert not any("safetensors" in sent for sent in wire.sent)
     assert there().steps() == [1]
+
+
+def test_large_files_are_sent_when_they_change_and_not_again_after_a_restart(
+    wire, place, monkeypatch
+):
+    from rn50.train import mirror as module
+
+    monkeypatch.setattr(module, "_SMALL_BYTES", 10)
+    (place / "model.safetensors").write_bytes(b"w" * 100)
+    drain(new(place))
+    assert content("model.safetensors") == b"w" * 100
+    wire.requests.clear()
+    drain(new(place))
+    assert not any("model" in path for path in wire.sent)
+    (place / "model.safetensors").write_bytes(b"v" * 100)
+    drain(new(place))
+    assert content("model.safetensors") == b"v" * 100
+    assert [p.name for p in place.rglob(".tmp-*")] == []
 
 
 def test_reports_are_sent_when_they_change_and_at_most_once_a_minute(wire, place):

@@ -233,7 +233,9 @@ class Mirror:
                 remote.put(name, path.read_bytes())
             else:
                 try:
-                    remote.put(name, _held(path, aside))
+                    held = _held(path, aside)
+                    if not remote.has(name, held):
+                        remote.put(name, held)
                 except WrongContentError:
                     if _stamp(path) == stamp:
                         raise

@@ -165,6 +165,15 @@ class RemoteRun:
         part = part or _part(source)
         remote_files.check(folder, name, part["bytes"], part["blake2b"])
 
+    def has(self, name: str, source: Path) -> bool:
+        """Return whether a file is there with this content already, as after a restart."""
+        part = _part(source)
+        try:
+            remote_files.check(self.folder, name, part["bytes"], part["blake2b"])
+        except (WrongContentError, FileNotFoundError):
+            return False
+        return True
+
     def retire(self, kept: Collection[int]) -> None:
         """Remove the other checkpoints, and what is left of interrupted sendings and removals."""
         sizes = self.sizes()
