@@ -92,11 +92,13 @@ def test_an_epoch_that_waited_for_data_says_so():
     assert "input-bound" not in shown(START, epoch(1, data_wait=0.2))
 
 
-def test_an_epoch_shows_its_average_and_needs_no_evaluation():
+def test_an_epoch_shows_its_averages_and_needs_no_evaluation():
     average = {"loss": 1.5, "top1": 0.5, "top5": 0.9, "images": 600}
     with_average = epoch(1)
     with_average["val"]["average"] = average
     assert "average loss 1.500  top-1 50.00% top-5 90.00%" in shown(START, with_average)
+    with_average["val"]["swa"] = average | {"loss": 1.4}
+    assert "SWA loss 1.400  top-1 50.00% top-5 90.00%" in shown(START, with_average)
     without = shown(START, epoch(1, val=None))
     assert "train loss 2.000  lr 0.05" in without
 

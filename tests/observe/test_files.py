@@ -66,6 +66,11 @@ FIVE = [
 ]
 
 
+def with_swa(record, *, top1):
+    swa = {"loss": 2.3 - top1, "top1": top1, "top5": 0.95, "images": 600}
+    return {**record, "val": {**record["val"], "swa": swa}}
+
+
 def reported(folder, records):
     recorder = Recorder(folder / "metrics.jsonl")
     for record in records:
@@ -81,6 +86,18 @@ def table(folder):
     assert len({len(line) for line in lines}) == 1, "the columns are not aligned"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def test_an_swa_has_a_column_and_lines_in_the_plots_from_its_first_epoch_on(tmp_path):
+    plain = reported(tmp_path / "plain", [start(), *FIVE])
+    tail = [with_swa(FIVE[3], top1=0.52), with_swa(FIVE[4], top1=0.55)]
+    averaged = reported(tmp_path / "averaged", [start(), *FIVE[:3], *tail])
+    assert [row["SWA top-1"] for row in table(averaged)] == ["-", "-", "-", "52.00%", "55.00%"]
+    assert "SWA top-1" not in table(plain)[0]
+    text = (averaged / "training_log.md").read_text()
+    assert "- Best: top-1 55.00% after epoch 5 (swa)" in text
+    for name in ("loss.png", "accuracy.png"):
+        assert (plain / name).read_bytes() != (averaged / name).read_bytes()
 
 
 def test_the_log_has_the_facts_and_a_row_for_each_epoch(tmp_path):

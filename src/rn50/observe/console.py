@@ -233,7 +233,7 @@ def _epoch(record: Record, epochs: int) -> str:
         f"train loss {shown(record['train_loss'], '.3f')}",
     ]
     for name, scores in (record.get("val") or {}).items():
-        label = "val" if name == "model" else name
+        label = {"model": "val", "swa": "SWA"}.get(name, name)
         facts.append(f"{label} loss {shown(scores['loss'], '.3f')}")
         facts.append(f"top-1 {shown(scores['top1'], '.2%')} top-5 {shown(scores['top5'], '.2%')}")
     facts.append(f"lr {shown(record.get('lr'), '.4g')}")
