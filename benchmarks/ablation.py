@@ -58,7 +58,7 @@ def plain(run: Run) -> Run:
         run,
         recipe="ablation",
         model=replace(run.model, blurpool="none", stochastic_depth=0.0),
-        images=replace(run.images, sizes=()),
+        images=replace(run.images, sizes=(), multi_scale=()),
         augment=Augment(),
         mix=Mix(),
         optim=replace(run.optim, name="sgd", clip_grad_norm=0.0, sam_rho=0.0, decayed="weights"),
@@ -93,8 +93,7 @@ def _images(run: Run) -> dict[str, Changes | str]:
         "CutMix": {"mix.cutmix_alpha": 1.0},
         "mixup or CutMix": both,
         "repeated augmentation": {"augment.policy": "trivialaugment", "augment.repeats": 3},
-        "progressive sizes": _progressive(run),
-    }
+    } | _sides(run)
 
 
 def _weights(run: Run) -> dict[str, Changes | str]:
@@ -181,15 +180,20 @@ def _averages(run: Run) -> dict[str, Changes | str]:
     }
 
 
-def _progressive(run: Run) -> Changes | str:
+def _sides(run: Run) -> dict[str, Changes | str]:
+    """Return the methods that train at smaller sides, which must be multiples of the stride."""
     stride = 32 if run.model.stem == "imagenet" else 8
     px, epochs = run.images.train_px, run.epochs
     low = max(stride, round(px / 2 / stride) * stride)
     if low >= px or epochs < 2:
-        return f"no smaller size than {px} px is a multiple of {stride}, or there is one epoch"
+        why = f"no smaller size than {px} px is a multiple of {stride}, or there is one epoch"
+        return {"progressive sizes": why, "multi-scale": why}
     middle = round((low + px) / 2 / stride) * stride
     ramp = {0: low, round(0.4 * epochs): middle, max(1, round(0.7 * epochs)): px}
-    return {"images.sizes": [[epoch, side] for epoch, side in sorted(ramp.items())]}
+    return {
+        "progressive sizes": {"images.sizes": [[epoch, side] for epoch, side in ramp.items()]},
+        "multi-scale": {"images.multi_scale": sorted({low, middle, px})},
+    }
 
 
 def changed(run: Run, changes: Mapping[str, Any]) -> Run:

@@ -5,6 +5,7 @@ uv run python tests/test_recipes.py > tests/golden/recipes.json
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,20 @@ def test_torchvision_s_average_reaches_over_4_percent_of_imagenet_and_too_far_el
     assert ema_horizon(1_281_167) == pytest.approx(32 / alpha / steps, rel=1e-6)
     assert recipe("torchvision-v2").average.ema_horizon == pytest.approx(0.039, abs=1e-4)
     assert ema_horizon(100_000) == pytest.approx(0.5)
+
+
+def test_the_guide_s_own_recipe_is_a_run_and_its_table_has_the_costs(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[1] / "docs/guide/recipes.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", guide, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "guide", "exec"), {})
+    run = config.load(tmp_path / "mine.json")
+    assert (run.recipe, run.epochs, run.schedule.warmup_epochs) == ("mine", 45, 2.5)
+    rows = re.findall(r"^\| `(ladder-\d+)` \| (\d+) \| ([\d.]+) \|", guide, re.M)
+    assert [name for name, _, _ in rows] == [n for n in RECIPES if n.startswith("ladder-")]
+    for name, epochs, cost in rows:
+        assert recipe(name).epochs == int(epochs)
+        assert equivalent_epochs(recipe(name)) == pytest.approx(float(cost), rel=0.01)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _mosaic(name: str, epochs: int, *, smoothing: float, decay: float, sizes: Si
             weight_decay=decay,
             decayed="all",
         ),
-        schedule=Schedule(warmup_epochs=8),
+        schedule=Schedule(warmup_epochs=8, warmup_start=0.0),
         loss=Loss(name="bce", label_smoothing=smoothing),
         average=Average(
             ema_horizon=half_life_horizon(100, batch_size=BATCH, epochs=epochs), every_steps=20
