@@ -226,7 +226,7 @@ def write_weights(path, dataset, seed=0, classes=None, model=MODEL):
         classes=classes or [(c.id, c.name) for c in dataset.classes],
         about={},
     )
-    weights.save(path, net, header)
+    weights.save(path, net.state_dict(), header)
     return net
 
 

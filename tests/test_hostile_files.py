@@ -120,7 +120,7 @@ def header(**change):
 )
 def test_a_header_that_tells_of_another_network_is_refused_before_that_is_made(tmp_path, change):
     path = tmp_path / "w.safetensors"
-    weights.save(path, build(MODEL, seed=0), header(**change))
+    weights.save(path, build(MODEL, seed=0).state_dict(), header(**change))
     refused(weights.load, path, tmp_path)
 
 
@@ -134,7 +134,7 @@ def saved(folder: Path) -> Path:
         "epoch": (0, 0, 0),
     }
     snapshot = Snapshot(**{field.name: values.get(field.name) for field in fields(Snapshot)})
-    return checkpoint.save(folder, snapshot, {"run": {}}, keep=2)
+    return checkpoint.save(folder, snapshot, {"run": {}})
 
 
 def rewritten(place: Path, name: str, content: bytes) -> None:

@@ -209,7 +209,18 @@ class Storage:
     checkpoint_epochs: Annotated[int, Field(ge=0)] = 1
     """Save every so many epochs, and at the end; 0: only at the end."""
     keep_checkpoints: Count = 2
-    """How many of the newest checkpoints are kept."""
+    """How many of the newest checkpoints are kept; the best one and the one that the run was
+    resumed from stay besides."""
+    keep_every_epochs: Annotated[int, Field(ge=0)] = 0
+    """Keep the checkpoint of every so many epochs for good; 0: none but those above."""
+    best_metric: Literal["top1", "top5", "loss"] = "top1"
+    """Score on the validation images by which the best epoch is told, of those that end with a
+    checkpoint; its network is written to best.safetensors."""
+    best_of: Literal["any", "model", "average", "swa"] = "any"
+    """Which network's score counts."""
+    save_best_only: Annotated[bool, tyro.conf.arg(aliases=["--save-best-only"])] = False
+    """Write weights files when the score is a new best, and at the end of the run, but not every
+    epoch; and keep one checkpoint to resume from besides the best one."""
     spot_notices: SpotNotices = "auto"
     """Whose notices are watched that this machine is about to be taken away: then the run saves and
     exits with 33. auto: those of the cloud that the machine's firmware names, if any."""

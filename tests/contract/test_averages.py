@@ -162,7 +162,7 @@ def test_the_averages_score_like_their_model_and_would_not_without_their_statist
             classes=list(zip(broken.class_ids, broken.class_names, strict=True)),
             about=broken.about,
         )
-        weights.save(tmp_path / file.name, broken.net, header)
+        weights.save(tmp_path / file.name, broken.net.state_dict(), header)
         fallen = score(tmp_path / file.name, packed, CPU)[name]
         assert fallen["top1"] < told[name]["top1"]
         assert fallen["loss"] > 5 * model["loss"]

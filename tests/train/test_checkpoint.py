@@ -28,7 +28,7 @@ def snapshot(step: int, *, average: bool = True) -> Snapshot:
 
 
 def test_what_is_saved_is_what_is_read(tmp_path):
-    path = checkpoint.save(tmp_path, snapshot(7), ABOUT, keep=2)
+    path = checkpoint.save(tmp_path, snapshot(7), ABOUT)
     assert path == tmp_path / "checkpoints" / "step-00000007"
     saved = checkpoint.load(path)
     assert saved.about == ABOUT
@@ -42,17 +42,29 @@ def test_what_is_saved_is_what_is_read(tmp_path):
 
 
 def test_a_run_without_averages_saves_none(tmp_path):
-    path = checkpoint.save(tmp_path, snapshot(1, average=False), ABOUT, keep=2)
+    path = checkpoint.save(tmp_path, snapshot(1, average=False), ABOUT)
     assert checkpoint.load(path).snapshot.average is None
     assert checkpoint.load(path).snapshot.swa is None
     assert not list(path.glob("*a*e*.safetensors")) + list(path.glob("swa*"))
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_what_is_not_to_be_kept_is_removed(tmp_path):
     for step in (1, 2, 3, 4):
-        checkpoint.save(tmp_path, snapshot(step), ABOUT, keep=2)
+        checkpoint.save(tmp_path, snapshot(step), ABOUT)
+        checkpoint.prune(tmp_path, lambda steps: {1, *steps[-2:]})
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert names == ["LATEST", "step-00000003", "step-00000004"]
+    assert names == ["LATEST", "step-00000001", "step-00000003", "step-00000004"]
+
+
+def test_the_newest_whole_one_is_never_removed(tmp_path):
+    for step in (1, 2, 3):
+        path = checkpoint.save(tmp_path, snapshot(step), ABOUT)
+    (path / "model.safetensors").write_bytes(b"damaged")
+    checkpoint.prune(tmp_path, lambda steps: {3})
+    saved, refused = checkpoint.newest(tmp_path)
+    assert saved is not None
+    assert saved.snapshot.step == 2
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize(
@@ -60,8 +72,8 @@ def test_the_newest_are_kept(tmp_path):
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, file, damage):
-    checkpoint.save(tmp_path, snapshot(1), ABOUT, keep=3)
-    victim = checkpoint.save(tmp_path, snapshot(2), ABOUT, keep=3) / file
+    checkpoint.save(tmp_path, snapshot(1), ABOUT)
+    victim = checkpoint.save(tmp_path, snapshot(2), ABOUT) / file
     content = bytearray(victim.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 0xFF
@@ -88,7 +100,7 @@ def test_a_system_call_that_fails_at_any_point_leaves_a_verified_checkpoint(
     tmp_path, monkeypatch, name
 ):
     """Fail the first, second, third … call of each kind until a save gets through."""
-    checkpoint.save(tmp_path, snapshot(1), ABOUT, keep=2)
+    checkpoint.save(tmp_path, snapshot(1), ABOUT)
     owner = io if name == "open" else os
     real = getattr(owner, name)
     told = ""
@@ -105,7 +117,7 @@ def test_a_system_call_that_fails_at_any_point_leaves_a_verified_checkpoint(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, failing)
             try:
-                checkpoint.save(tmp_path, snapshot(2), ABOUT, keep=2)
+                checkpoint.save(tmp_path, snapshot(2), ABOUT)
             except UserError as error:
                 told = str(error)
         saved, refused = checkpoint.newest(tmp_path)
@@ -117,6 +129,88 @@ def test_a_system_call_that_fails_at_any_point_leaves_a_verified_checkpoint(
             break
     assert saved.snapshot.step == 2
     assert "the disk is full" in told
+
+
+class _Torn:
+    """A file whose write at the fatal moment puts down half of it and ends the process."""
+
+    def __init__(self, file, moment):
+        self._file, self._moment = file, moment
+
+    def write(self, data):
+        if self._moment():
+            self._file.write(data[: len(data) // 2])
+            self._file.flush()
+            os._exit(9)
+        return self._file.write(data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def _save_and_die(run_dir: Path, fatal: int) -> None:
+    """Save step 2 and remove step 1, and end at the call of the file system with this number."""
+    calls = 0
+
+    def moment() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == fatal
+
+    def deadly(real):
+        def call(*arguments, **named):
+            if moment():
+                os._exit(9)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, deadly(getattr(os, name)))
+    really_open = io.open
+
+    def opened(file, mode="r", *arguments, **named):
+        it = really_open(file, mode, *arguments, **named)
+        return _Torn(it, moment) if "w" in mode else it
+
+    io.open = opened
+    checkpoint.save(run_dir, snapshot(2), ABOUT)
+    checkpoint.prune(run_dir, lambda steps: {2})
+    os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_kill_at_any_system_call_or_in_mid_write_leaves_a_verified_checkpoint(tmp_path):
+    fatal, steps = 0, []
+    while True:
+        fatal += 1
+        run_dir = tmp_path / str(fatal)
+        checkpoint.save(run_dir, snapshot(1), ABOUT)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _save_and_die(run_dir, fatal)
+            finally:
+                os._exit(70)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, 9)
+        saved, refused = checkpoint.newest(run_dir)
+        assert saved is not None, fatal
+        assert refused == []
+        steps.append(saved.snapshot.step)
+        checkpoint.clean(run_dir)
+        assert not list(run_dir.rglob(".tmp-*"))
+        if code == 0:
+            break
+    assert steps == sorted(steps)
+    assert steps.count(1) > 20
+    assert steps.count(2) > 3
 
 
 def test_leftovers_of_killed_writers_are_cleaned(tmp_path):

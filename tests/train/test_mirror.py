@@ -316,6 +316,21 @@ def test_a_checkpoint_that_this_disk_has_damaged_is_told_and_not_published(wire,
     assert there().steps() == []
 
 
+def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(wire, place):
+    mirror = new(place)
+    mirror.published(save(place, 1))
+    drain(mirror)
+    mirror.published(save(place, 1, numbers=7))
+    wire.requests.clear()
+    drain(mirror)
+    manifest = f"/{BUCKET}/one/checkpoints/step-00000001/manifest.json"
+    changes = [(how, path) for how, path in wire.requests if how in ("PUT", "DELETE")]
+    assert changes[0] == ("DELETE", manifest)
+    there = json.loads(content("checkpoints/step-00000001/manifest.json"))
+    here = json.loads((place / "checkpoints/step-00000001/manifest.json").read_text())
+    assert there["model.safetensors"] == here["model.safetensors"]
+
+
 def test_leftovers_of_interrupted_sendings_are_removed(wire, place):
     fs = there().folder.fs
     fs.pipe_file(f"{BUCKET}/one/checkpoints/step-00000099/model.safetensors", b"half")

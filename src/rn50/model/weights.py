@@ -7,7 +7,7 @@ model's settings, the classes and how images must be prepared.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rn50 import durable
 from rn50.config import Images, Model, from_plain
@@ -42,15 +42,15 @@ class Weights:
     """Recipe, step, and whether it is the model or its average."""
 
 
-def save(path: Path, net: nn.Module, header: dict[str, Any]) -> None:
+def save(path: Path, state_dict: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Write the ``state_dict`` of a bare network with its header, atomically.
 
     Args:
         path: The file, conventionally ``*.safetensors``.
-        net: The network itself, not its DDP or compiled wrapper.
+        state_dict: Of the network itself, not of its DDP or compiled wrapper.
         header: Made by ``header``.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state_dict.items()}
     metadata = {HEADER: json.dumps(header)}  # one key: of several, the order in the file varies
     durable.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
 

@@ -43,8 +43,8 @@ class Saved:
     """What ``save`` was given: the run's settings, the data's fingerprint, versions."""
 
 
-def save(run_dir: Path, snapshot: Snapshot, about: dict[str, Any], *, keep: int) -> Path:
-    """Write a checkpoint, publish it once it verifies, and drop all but the newest ``keep``.
+def save(run_dir: Path, snapshot: Snapshot, about: dict[str, Any]) -> Path:
+    """Write a checkpoint, and publish it once it verifies.
 
     Only one process may call it.
 
@@ -52,11 +52,40 @@ def save(run_dir: Path, snapshot: Snapshot, about: dict[str, Any], *, keep: int)
         UsageError: The disk is full or cannot be written; the earlier checkpoints are untouched.
         DataError: What was read back is not what was written: the disk is failing.
     """
-    target = publish(run_dir, snapshot.step, lambda aside: _write(aside, snapshot, about))
-    with durable.explained(target):
-        for old in _folders(run_dir)[keep:]:
-            _discard(old)
-    return target
+    return publish(run_dir, snapshot.step, lambda aside: _write(aside, snapshot, about))
+
+
+def prune(run_dir: Path, keep: Callable[[list[int]], set[int]]) -> None:
+    """Remove the checkpoints of a run but those whose steps ``keep`` returns.
+
+    The newest one that verifies is kept in any case.
+
+    Args:
+        run_dir: The run's folder.
+        keep: Given all steps, ascending.
+
+    Raises:
+        UsageError: The disk cannot be written.
+    """
+    folders = {path: step for path in _folders(run_dir) if (step := step_of(path.name)) is not None}
+    kept = keep(sorted(folders.values()))
+    doomed = [path for path, step in folders.items() if step not in kept]
+    newest_whole = next((path for path in folders if _verifies(path)), None) if doomed else None
+    with durable.explained(run_dir / FOLDER):
+        for path in doomed:
+            if path != newest_whole:
+                _discard(path)
+
+
+def parts(snapshot: Snapshot) -> dict[str, dict[str, Tensor]]:
+    """Return a snapshot's tensors by the names of the files that hold them."""
+    every = {
+        "model": snapshot.model,
+        "average": snapshot.average,
+        "swa": snapshot.swa,
+        "momentum": snapshot.momentum,
+    }
+    return {name: tensors for name, tensors in every.items() if tensors is not None}
 
 
 def publish(run_dir: Path, step: int, fill: Callable[[Path], None]) -> Path:
@@ -147,28 +176,21 @@ def clean(run_dir: Path) -> None:
 
 
 def _write(folder: Path, snapshot: Snapshot, about: dict[str, Any]) -> None:
-    parts: dict[str, bytes] = {
-        "model.safetensors": _bytes(snapshot.model),
-        "momentum.safetensors": _bytes(snapshot.momentum),
-        "state.json": json.dumps(
-            {
-                "format": FORMAT,
-                "step": snapshot.step,
-                "scaler": snapshot.scaler,
-                "window": snapshot.window,
-                "epoch": snapshot.epoch,
-                "about": about,
-            },
-            indent=2,
-        ).encode(),
+    contents = {f"{name}.safetensors": _bytes(part) for name, part in parts(snapshot).items()}
+    state = {
+        "format": FORMAT,
+        "step": snapshot.step,
+        "scaler": snapshot.scaler,
+        "window": snapshot.window,
+        "epoch": snapshot.epoch,
+        "about": about,
     }
-    for name, tensors in (("average", snapshot.average), ("swa", snapshot.swa)):
-        if tensors is not None:
-            parts[f"{name}.safetensors"] = _bytes(tensors)
+    contents["state.json"] = json.dumps(state, indent=2).encode()
     manifest = {
-        name: {"bytes": len(data), "blake2b": durable.digest(data)} for name, data in parts.items()
+        name: {"bytes": len(data), "blake2b": durable.digest(data)}
+        for name, data in contents.items()
     }
-    for name, data in parts.items():
+    for name, data in contents.items():
         durable.write_bytes(folder / name, data)
     durable.write_json(folder / MANIFEST, manifest)
 
@@ -192,6 +214,14 @@ def verify(folder: Path) -> None:
                 raise DataError(f"{path} was altered after it was written")
     except _MISFITS as error:
         raise DataError(f"{folder} is not a whole checkpoint: {error}") from error
+
+
+def _verifies(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except DataError:
+        return False
+    return True
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ def locked(place: Path) -> Iterator[None]:
         yield
     finally:
         (place / _HOLDER).unlink(missing_ok=True)
+        with suppress(OSError):
+            if [path.name for path in place.iterdir()] == [FILE_NAME]:  # Nothing was written.
+                (place / FILE_NAME).unlink()
+                place.rmdir()
         lock.release()
 
 

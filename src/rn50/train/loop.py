@@ -8,7 +8,6 @@ uninterrupted one would have done from there.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rn50.config import Run
@@ -37,8 +36,8 @@ class Surroundings:
     """Estimate the SWA's BatchNorm statistics anew, where there is one; touch nothing else."""
     evaluate: Callable[[], Scores]
     """Scores of the model and its averages on the validation split."""
-    save: Callable[[Snapshot], Path]
-    """Write a checkpoint, on the first process only."""
+    save: Callable[[Snapshot], None]
+    """Have a checkpoint written, on the first process only; it may go on meanwhile."""
     asked: Callable[[int, bool], Asked]
     """What any process was asked after a step; given whether a save is due here by the clock."""
     record: Callable[[Record], None]
@@ -85,12 +84,11 @@ def train(
 
         asked = to.asked(done, _is_late(run, last_save))
         if asked.stop or asked.save or _saves(run, timeline, done):
-            start = time.perf_counter()
-            path = to.save(states.snapshot(state))
-            last_save, seconds = time.monotonic(), time.perf_counter() - start
-            to.record(_checkpoint_record(done, path, seconds))
+            start = time.monotonic()
+            to.save(states.snapshot(state))
+            last_save = time.monotonic()
             for pace in (window, epoch):
-                pace.pause(seconds)
+                pace.pause(last_save - start)
         if asked.stop and done < timeline.total_steps:
             raise InterruptedRunError(
                 f"stopped as asked after step {done} of {timeline.total_steps} and saved; "
@@ -138,8 +136,3 @@ def _epoch_record(
         "train_top1": totals.top1,
     }
     return {"kind": "epoch", **facts, **training, "val": scores, "timing": timing}
-
-
-def _checkpoint_record(step: int, path: Path, seconds: float) -> dict[str, Any]:
-    timing = {"path": f"{path.parent.name}/{path.name}", "seconds": round(seconds, 3)}
-    return {"kind": "checkpoint", "step": step, "timing": timing}

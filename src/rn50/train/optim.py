@@ -113,6 +113,11 @@ def load_momentum_buffers(
             state["step"] = torch.zeros(())  # ``turn`` sets it
 
 
+def num_buffers(optimizer: torch.optim.Optimizer) -> int:
+    """Return how many tensors of its size an optimizer carries for a parameter."""
+    return len(_kinds(optimizer))
+
+
 def _groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     weights, others = split_parameters(model)
     normalising = _ids(

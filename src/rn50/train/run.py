@@ -27,7 +27,7 @@ from rn50.observe.console import Console
 from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
 from rn50.remote_files import is_remote
-from rn50.train import changes, checkpoint, folder, origin, probe, swa
+from rn50.train import changes, checkpoint, folder, lock, origin, probe, saving, swa
 from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
@@ -37,9 +37,11 @@ from rn50.train.mirroring import Mirrored, mirroring
 from rn50.train.notices import Watch
 from rn50.train.origin import Origin
 from rn50.train.preempt import Requests, StopRequest
+from rn50.train.saving import Saver
 from rn50.train.schedule import Timeline
-from rn50.train.state import Snapshot, TrainState
+from rn50.train.state import TrainState
 from rn50.train.step import Engine
+from rn50.train.store import Store
 from rn50.train.versions import versions
 
 
@@ -94,6 +96,8 @@ def start(
         say = say if group.is_first else _silently
         asked = resumes.AUTO if resume is True else resume or ""
         job = _prepare(run, group, asked, say)
+        if group.is_first:
+            stack.enter_context(lock.locked(job.place))
         saved = _to_resume(job, asked, allow_change, say) if asked else None
         if group.is_first:
             checkpoint.clean(job.place)
@@ -111,8 +115,9 @@ def start(
             return _finished(job.place)
         state, job = _state(job, saved, say)
         job = _with_micro_batch(job, state, saved, say)
-        resumed, saved = saved is not None, None  # its tensors are in the state now
-        _train(job, state, stop, mirror, resumed=resumed)
+        told = None if saved is None else saved.about
+        saved = None  # its tensors are in the state now
+        _train(job, state, stop, mirror, told)
         return _finished(job.place)
 
 
@@ -211,8 +216,13 @@ def _with_micro_batch(
 
 
 def _train(
-    job: _Job, state: TrainState, stop: StopRequest, mirror: Mirrored, *, resumed: bool
+    job: _Job,
+    state: TrainState,
+    stop: StopRequest,
+    mirror: Mirrored,
+    resumed: dict[str, Any] | None,
 ) -> None:
+    """Train to the end; ``resumed`` is what the checkpoint told that the run goes on from."""
     run, group, compute = job.run, job.group, job.compute
     plan = plan_of(run, job.train_split, group)
     timeline = Timeline(run, plan.steps_per_epoch)
@@ -227,8 +237,9 @@ def _train(
                 verify_reads=run.storage.verify_reads,
             )
         )
-        write, sync = _observe(job, state, timeline, stack, resumed=resumed)
-        write = mirror.told(write)
+        write, sync = _observe(job, state, timeline, stack, resumed=resumed is not None)
+        saver = _saver(job, state, timeline, stack, sync, mirror, resumed)
+        write = saver.told(mirror.told(write))
         bad = BadImages(run.storage, job.dataset.classes, group, write)
         bad.recall(job.place / record.FILE_NAME)
         # One process of a machine asks for all.
@@ -242,16 +253,18 @@ def _train(
                 partial(loader.read, job.train_split, on_bad=bad.in_training),
             ),
             evaluate=partial(_evaluate, job, state, timeline, loader, bad),
-            save=partial(_save, job, state, timeline, sync, mirror),
+            save=saver.save,
             asked=Requests(stop, watch, group, write).agree,
             record=write,
         )
         try:
             train(run, state, engine, timeline, surroundings)
         except InterruptedRunError:
+            saver.finish(write, state.step)
             # As soon as one process ends, torchrun ends the others: not before the save is done.
             group.wait()
             raise
+        saver.finish(write, state.step)
         write({"kind": "end", "step": state.step, "timing": {"time": _now()}})
 
 
@@ -301,22 +314,17 @@ def _evaluate(
     return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group, told)
 
 
-def _save(
+def _saver(
     job: _Job,
     state: TrainState,
     timeline: Timeline,
+    stack: ExitStack,
     sync: Callable[[], None],
     mirror: Mirrored,
-    snapshot: Snapshot,
-) -> Path:
-    """Write a checkpoint, and at the end of an epoch the weights files, on the first process."""
-    target = checkpoint.path(job.place, snapshot.step)
-    if not job.group.is_first:
-        return target
-    sync()
+    resumed: dict[str, Any] | None,
+) -> Saver:
     data = job.run.storage.data
     about = {
-        "run": config.to_dict(job.run),
         "data": data if is_remote(data) else str(job.dataset.folder),
         "fingerprint": job.dataset.fingerprint,
         "init_from": job.begun,
@@ -324,22 +332,14 @@ def _save(
         "micro_batch": job.compute.micro_batch,
         "versions": versions(),
     }
-    checkpoint.save(job.place, snapshot, about, keep=job.run.storage.keep_checkpoints)
-    mirror.published(target)
-    if timeline.ends_epoch(snapshot.step):
-        _export(job, state, timeline)
-    return target
-
-
-def _export(job: _Job, state: TrainState, timeline: Timeline) -> None:
-    for name, net in _networks(state, timeline).items():
-        header = weights.header(
-            model=job.run.model,
-            images=job.run.images,
-            classes=[(c.id, c.name) for c in job.dataset.classes],
-            about={"recipe": job.run.recipe, "step": state.step, "network": name},
+    store = None
+    if job.group.is_first:
+        saving.check_space(job.place, states.num_bytes(state), job.run.storage)
+        store = stack.enter_context(
+            closing(Store(job.place, sync=sync, published=mirror.published))
         )
-        weights.save(job.place / f"{name}.safetensors", net, header)
+    before = None if resumed is None else (resumed, state.step)
+    return Saver(job.run, job.dataset, timeline, about, store, before)
 
 
 def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
@@ -375,7 +375,7 @@ def _finished(place: Path) -> Finished:
     names = (
         *("training_log.md", "train.log", "loss.png", "accuracy.png", "lr.png", "history.json"),
         *(record.FILE_NAME, folder.CONFIG),
-        *(f"{name}.safetensors" for name in record.NETWORKS),
+        *(f"{name}.safetensors" for name in (*record.NETWORKS, "best")),
     )
     records = record.read(place / record.FILE_NAME)
     evaluated = [r["val"] for r in records if r["kind"] == "epoch" and r["val"]]

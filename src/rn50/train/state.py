@@ -137,5 +137,14 @@ def restore(state: TrainState, saved: Snapshot) -> None:
     state.step = saved.step
 
 
+def num_bytes(state: TrainState) -> int:
+    """Return how much memory the state's tensors take, and a checkpoint of it on the disk."""
+    nets = [net for net in (state.model, state.average, state.swa) if net is not None]
+    tensors = [tensor for net in nets for tensor in net.state_dict().values()]
+    kinds = optim.num_buffers(state.optimizer)
+    trained = [p for p in state.model.parameters() if p.requires_grad]
+    return sum(t.nbytes for t in tensors) + kinds * sum(p.nbytes for p in trained)
+
+
 def _plain(totals: Totals) -> tuple[int, int, int]:
     return totals.images, totals.loss_units, totals.correct
