@@ -252,7 +252,7 @@ def data_for(args: argparse.Namespace) -> Path:
 
 def baseline(args: argparse.Namespace, data: Path) -> Run:
     """Return the plain run that every method changes."""
-    run = plain(at_length(recipe(args.recipe), args.epochs))
+    run = at_length(plain(recipe(args.recipe)), args.epochs)
     classes = len(PackedDataset.open(data).classes)
     changes: Changes = {"model.num_classes": classes, "storage.data": str(data)}
     if args.px:

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from rn50.recipes import recipe
+from rn50.recipes.scaling import at_length
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SETTINGS = (
     *("model.stem=imagenet", "images.batch_size=8", "optim.peak_lr=0.02"),
@@ -74,3 +77,19 @@ def test_what_cannot_be_done_is_refused_in_one_line(ablation, more, message):
     assert told.startswith("ablation: error: ")
     assert message in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet18", "tiny-imagenet-strong", "s1-cosine-swa"])
+def test_every_method_changes_a_plain_run_and_nothing_refuses_it(name, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import ablation as script
+
+    base = script.plain(recipe(name))
+    base = at_length(base, 8)
+    had = {n: m for n, m in script.methods(base).items() if isinstance(m, dict)}
+    assert len(had) >= 39
+    for method, changes in had.items():
+        run = script.changed(base, changes)
+        assert (run == base) == (method == "baseline"), method
+    off = ("augment", "mix", "average")
+    assert all(getattr(base, part) == type(getattr(base, part))() for part in off)
