@@ -2,8 +2,8 @@
 
 A ``Run`` has two halves. The recipe half (``epochs``, ``seed``, ``init_from``, ``model``,
 ``images``, ``augment``, ``mix``, ``optim``, ``schedule``, ``loss``, ``average``) fixes the
-mathematics. The other half (``hardware``, ``storage``, ``log``) fixes how and where it is computed,
-and can change between a run and its resumption.
+mathematics. The other half (``hardware``, ``storage``, ``guard``, ``log``) fixes how and where it
+is computed, and can change between a run and its resumption.
 Nothing is derived into a setting: the number of steps or the micro-batch per process are computed
 where they are used.
 """
@@ -25,6 +25,7 @@ from rn50.errors import UsageError
 from rn50.optimisation import Loss as Loss
 from rn50.optimisation import Optim as Optim
 from rn50.optimisation import Schedule as Schedule
+from rn50.safeguards import Guard as Guard
 from rn50.section import Count, Fraction, NotNegative, Positive, explain, section
 
 _Section = TypeVar("_Section")
@@ -262,6 +263,7 @@ class Run:
     average: Average = Average()
     hardware: Hardware = Hardware()
     storage: Storage = Storage()
+    guard: Guard = Guard()
     log: Log = Log()
 
     @model_validator(mode="after")

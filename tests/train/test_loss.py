@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from rn50.config import Loss, Model
 from rn50.errors import UsageError
 from rn50.model import resnet
-from rn50.train.loss import Dense, init_bias, loss
+from rn50.train.loss import Dense, init_bias, loss, of_ignorance
 
 CLASSES = 7
 
@@ -99,3 +99,26 @@ def test_the_bias_makes_the_first_answers_sum_to_one_and_is_set_for_bce_alone():
     logits, labels = net.fc.bias.expand(4, 100), torch.arange(4)
     first = loss(Loss(name="bce", label_smoothing=0), logits, labels).item()
     assert first == pytest.approx(math.log(100) + 1, abs=0.02)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "cross-entropy"},
+        {"name": "bce"},
+        {"name": "bce", "bce_log_bias": False},
+        {"name": "bce", "bce_over_classes": "mean"},
+    ],
+)
+def test_the_loss_of_ignorance_is_that_of_a_network_whose_last_layer_answers_nothing(
+    settings, smoothing
+):
+    _, labels, partners, share = drawn()
+    with_smoothing = Loss(**settings, label_smoothing=smoothing)
+    net = torch.nn.Sequential(torch.nn.Linear(3, CLASSES))
+    torch.nn.init.zeros_(net[0].weight)
+    torch.nn.init.zeros_(net[0].bias)
+    init_bias(net, with_smoothing)
+    found = loss(with_smoothing, net(torch.randn(12, 3)), labels, partners, share)
+    assert of_ignorance(with_smoothing, CLASSES) == pytest.approx(found.item(), rel=1e-5)

@@ -22,6 +22,7 @@ from torch import Tensor
 from rn50 import durable
 from rn50.errors import DataError
 from rn50.train.state import Snapshot
+from rn50.train.trouble import Trouble
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -161,6 +162,7 @@ def load(path: Path) -> Saved:
             scaler=state["scaler"],
             window=tuple(state["window"]),
             epoch=tuple(state["epoch"]),
+            trouble=Trouble.from_dict(state["trouble"]) if state.get("trouble") else None,
         )
         return Saved(path=path, snapshot=snapshot, about=state["about"])
     except (*_MISFITS, safetensors.SafetensorError) as error:
@@ -183,6 +185,7 @@ def _write(folder: Path, snapshot: Snapshot, about: dict[str, Any]) -> None:
         "scaler": snapshot.scaler,
         "window": snapshot.window,
         "epoch": snapshot.epoch,
+        "trouble": None if snapshot.trouble is None else snapshot.trouble.to_dict(),
         "about": about,
     }
     contents["state.json"] = json.dumps(state, indent=2).encode()

@@ -50,7 +50,7 @@ def train(
     """Take ``state`` from its step to the end of the run.
 
     Raises:
-        DivergedError: The loss is no longer finite; the last checkpoint is from before that.
+        DivergedError: Numbers were bad for too long; every checkpoint is from before that.
         InterruptedRunError: A stop was requested; the state has been saved.
     """
     window, epoch, last_save = Pace(), Pace(), time.monotonic()
@@ -64,8 +64,11 @@ def train(
         facts = {"step": done, "lr": knobs.lr, "px": batch.request.px}
         ends_epoch = timeline.ends_epoch(done)
         if done % run.log.every_steps == 0 or ends_epoch:
-            state.meter.drain()
-            to.record(_train_record(state.meter.window, timeline, facts, window))
+            states.drain(state)
+            now = facts | state.trouble.counts()
+            to.record(_train_record(state.meter.window, timeline, now, window))
+            _warn(to, done, state.trouble.warnings())
+            state.trouble.judge(run, state.meter.window, done)
             state.meter.window = Totals()
             window.restart()
 
@@ -76,14 +79,15 @@ def train(
                 scores = to.evaluate()
                 timing["eval_seconds"] = round(time.perf_counter() - start, 3)
             to.record(_epoch_record(state.meter.epoch, timeline, facts, scores, timing))
-            for message in health.warnings(scores or {}, timeline, done):
-                to.record({"kind": "warning", "step": done, "message": message})
+            _warn(to, done, health.warnings(scores or {}, timeline, done))
             state.meter.epoch = Totals()
             epoch.restart()
             window.restart()
 
         asked = to.asked(done, _is_late(run, last_save))
         if asked.stop or asked.save or _saves(run, timeline, done):
+            states.drain(state)
+            state.trouble.judge_loss(run, state.meter.window, done)
             start = time.monotonic()
             to.save(states.snapshot(state))
             last_save = time.monotonic()
@@ -94,6 +98,11 @@ def train(
                 f"stopped as asked after step {done} of {timeline.total_steps} and saved; "
                 "run the same command with --resume to go on"
             )
+
+
+def _warn(to: Surroundings, step: int, messages: list[str]) -> None:
+    for message in messages:
+        to.record({"kind": "warning", "step": step, "message": message})
 
 
 def _evaluates(run: Run, epochs_done: int) -> bool:

@@ -78,6 +78,21 @@ def init_bias(model: nn.Module, settings: Loss) -> None:
         classifier.bias.fill_(-math.log(classifier.out_features))
 
 
+def of_ignorance(settings: Loss, classes: int) -> float:
+    """Return the loss of a network that has learned nothing: the order of the first losses.
+
+    Its answers are alike for all classes, as the last layer's bias begins (``init_bias``); label
+    smoothing and mixing, which keep a target's sum at 1, do not change it.
+    """
+    if settings.name == "cross-entropy":
+        return math.log(classes)
+    total = classes * math.log(2)
+    if settings.bce_log_bias and classes > 1:
+        # The bias is -log(classes), whose sigmoid is 1 / (classes + 1).
+        total = math.log(classes) + classes * math.log1p(1 / classes)
+    return total / classes if settings.bce_over_classes == "mean" else total
+
+
 def _binary(settings: Loss, logits: Tensor, target: Tensor) -> Tensor:
     if settings.bce_threshold > 0:
         target = (target > settings.bce_threshold).to(logits.dtype)

@@ -18,7 +18,7 @@ import numpy as np
 from rn50.config import Run
 from rn50.data.loader import Batch
 from rn50.distributed import Group
-from rn50.errors import DivergedError, UsageError
+from rn50.errors import UsageError
 from rn50.hardware import Compute
 from rn50.train import origin
 from rn50.train import state as states
@@ -161,9 +161,8 @@ def _sweep(
     losses: list[float] = []
     for lr, batch in zip(swept.lrs(), batches, strict=False):
         train_step(state, engine, batch, Knobs(lr=lr, average_keep=None), run)
-        try:
-            state.meter.drain()
-        except DivergedError:
+        scaled = state.scaler.is_enabled()
+        if any(end.is_fault(scaled=scaled) for end in state.meter.drain()):
             break
         losses.append(state.meter.window.loss)
         state.meter.window = Totals()

@@ -5,15 +5,33 @@ not depend on their order, so the history is the same for any number of processe
 was cut and resumed.
 """
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rn50.distributed import Group
-from rn50.errors import DivergedError
 from rn50.evaluate import LOSS_UNIT
+
+_MOST = 2.0**20
+"""A higher loss counts as this: the sum over an epoch of images must stay within 63 bits."""
+
+
+class StepEnd(NamedTuple):
+    """How a step ended."""
+
+    skipped: bool
+    """Whether its update was left out."""
+    bad_loss: bool
+    """Whether a loss, of any process, was not finite."""
+
+    def is_fault(self, *, scaled: bool) -> bool:
+        """Return whether the numbers were bad, and it was not only the loss scale that was high."""
+        return self.skipped and (self.bad_loss or not scaled)
 
 
 @dataclass(slots=True)
@@ -32,8 +50,8 @@ class Totals:
 
     @property
     def loss(self) -> float:
-        """Return the mean loss."""
-        return self.loss_units * LOSS_UNIT / max(1, self.images)
+        """Return the mean loss; not a number where there are no images."""
+        return self.loss_units * LOSS_UNIT / self.images if self.images else math.nan
 
     @property
     def top1(self) -> float:
@@ -48,6 +66,7 @@ class Meter:
         self.window = Totals()
         self.epoch = Totals()
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self._step_ends: list[Int64[Tensor, " 2"]] = []
         self._group = group
 
     def add(
@@ -56,28 +75,40 @@ class Meter:
         logits: Float[Tensor, "batch classes"],
         labels: Int64[Tensor, " batch"],
     ) -> None:
-        """Count a micro-batch, given its mean loss. The host does not wait."""
+        """Count a micro-batch, given its mean loss. The host does not wait.
+
+        One whose loss is not finite is no part of any mean.
+        """
         finite = torch.isfinite(loss)
-        units = torch.where(finite, loss.float() * (len(labels) / LOSS_UNIT), 0).round()
+        units = (loss.float().clamp(max=_MOST) * (len(labels) / LOSS_UNIT)).round()
         correct = (logits.argmax(1) == labels).sum()
         images = torch.full_like(correct, len(labels))
-        self._counts += torch.stack([images, units.long(), correct, (~finite).long()])
+        counts = torch.stack([images, torch.where(finite, units, 0).long(), correct])
+        self._counts[:3] += torch.where(finite, counts, 0)
+        self._counts[3] += ~finite
 
-    def drain(self) -> None:
+    def end_step(self, stepped: Float[Tensor, ""] | None = None) -> None:
+        """Take note of whether the step's update was done: 1 or 0 on the device; None: it was."""
+        bad_so_far = self._counts[3]
+        skipped = torch.zeros_like(bad_so_far) if stepped is None else (stepped == 0).long()
+        self._step_ends.append(torch.stack([skipped, bad_so_far]))
+
+    def drain(self) -> list[StepEnd]:
         """Read the device's counts, over all processes, into ``window`` and ``epoch``.
 
         Every process must call it at the same step.
 
-        Raises:
-            DivergedError: A loss was not finite.
+        Returns:
+            How each step since the last call ended.
         """
-        images, loss_units, correct, bad = self._group.sum(self._counts).tolist()
+        counts = torch.cat([self._counts, *self._step_ends])
+        images, loss_units, correct, _, *ends = self._group.sum(counts).tolist()
         self._counts.zero_()
-        if bad:
-            raise DivergedError(
-                f"the loss became infinite or not a number in {bad} of the last micro-batches; the "
-                "checkpoints from before are whole: resume with a lower --lr, a longer "
-                "--warmup-epochs, --clip-grad-norm 1 or --precision fp32"
-            )
+        self._step_ends.clear()
         self.window.add(images, loss_units, correct)
         self.epoch.add(images, loss_units, correct)
+        bad = pairwise([0, *ends[1::2]])
+        return [
+            StepEnd(skipped > 0, after > before)
+            for skipped, (before, after) in zip(ends[::2], bad, strict=True)
+        ]

@@ -14,28 +14,60 @@ _KEPT = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 """Per-parameter tensors that an optimizer carries. Step counts are not: the step tells them."""
 
 
-def build(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+def build(
+    model: nn.Module, optim: Optim, *, heeds_found_inf: bool | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer over groups of parameters: those that decay, and the others.
 
     SGD and AdamW are torch's; LARS, LAMB and SGDW are in ``layerwise``. The groups go by module
     type. Going by name, as ``"bn" in name`` does, misses the BatchNorm of every shortcut
     (``downsample.1``) and the bias of the classifier. LARS and LAMB adapt to a layer's length only
     for the weights of convolutions and linear layers; for the others the trust ratio is 1.
+
+    Args:
+        model: On the device where it will be trained.
+        optim: The settings.
+        heeds_found_inf: Whether ``step`` leaves all as it is where the device finds the optimizer's
+            ``found_inf`` to be 1 (torch's protocol between GradScaler and fused optimizers), so
+            that the host need not ask. None: on CUDA, where torch's fused kernels also are the
+            fastest; elsewhere to ask costs nothing, or (MPS) nobody tests those kernels.
     """
+    if heeds_found_inf is None:
+        heeds_found_inf = all(parameter.is_cuda for parameter in model.parameters())
     groups = _groups(model, optim)
-    if optim.name in ("lamb", "adamw"):
-        kind: Any = {"lamb": LAMB, "adamw": torch.optim.AdamW}[optim.name]
-        return kind(groups, lr=optim.peak_lr, betas=optim.betas, eps=optim.eps)
+    if optim.name == "adamw":
+        fused = heeds_found_inf or None
+        return torch.optim.AdamW(
+            groups, lr=optim.peak_lr, betas=optim.betas, eps=optim.eps, fused=fused
+        )
+    if optim.name == "lamb":
+        return LAMB(
+            groups,
+            lr=optim.peak_lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            heeds_found_inf=heeds_found_inf,
+        )
     settings: dict[str, Any] = {
         "lr": optim.peak_lr,
         "momentum": optim.momentum,
         "nesterov": optim.nesterov,
     }
     if optim.name == "lars":
+        settings |= {"heeds_found_inf": heeds_found_inf}
         return LARS(groups, **settings, trust_coefficient=optim.trust_coefficient)
     if optim.name == "sgdw":
-        return SGDW(groups, **settings, peak_lr=optim.peak_lr)
-    return torch.optim.SGD(groups, **settings)
+        sgd: torch.optim.Optimizer = SGDW(
+            groups, **settings, peak_lr=optim.peak_lr, heeds_found_inf=heeds_found_inf
+        )
+    else:
+        sgd = torch.optim.SGD(groups, **settings, fused=heeds_found_inf or None)
+    if heeds_found_inf and optim.momentum > 0:
+        # Left to torch, these would hold whatever lies in memory if the first update is skipped.
+        for group in sgd.param_groups:
+            for parameter in group["params"]:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -69,13 +101,14 @@ def turn(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float | None,
             group["betas"] = (momentum, group["betas"][1])
         elif momentum is not None:
             group["momentum"] = momentum
-    if isinstance(optimizer, torch.optim.AdamW):
-        for state in optimizer.state.values():
-            state["step"].fill_(step)
+    if isinstance(optimizer, torch.optim.AdamW) and optimizer.state:
+        counts = [state["step"] for state in optimizer.state.values()]
+        torch._foreach_zero_(counts)
+        torch._foreach_add_(counts, step)
 
 
 def momentum_buffers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's tensors by parameter name; empty before the first step.
+    """Return the optimizer's tensors by parameter name; empty until the first step makes them.
 
     A momentum bears its parameter's name alone, other tensors have theirs before it, as in
     ``exp_avg_sq:fc.weight``.
@@ -110,7 +143,8 @@ def load_momentum_buffers(
         # The layout must be the parameter's: channels-last buffers step channels-last weights.
         state[kind] = torch.empty_like(parameter).copy_(buffer)
         if isinstance(optimizer, torch.optim.AdamW):
-            state["step"] = torch.zeros(())  # ``turn`` sets it
+            device = parameter.device if optimizer.defaults["fused"] else None
+            state["step"] = torch.zeros((), device=device)  # ``turn`` sets it
 
 
 def num_buffers(optimizer: torch.optim.Optimizer) -> int:

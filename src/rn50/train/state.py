@@ -1,5 +1,6 @@
 """All that a run carries from one step to the next. Everything else is a function of the step."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from rn50.config import Run
 from rn50.distributed import Group
+from rn50.errors import DivergedError
 from rn50.hardware import Compute
 from rn50.model import average, pretrained, resnet
 from rn50.model.pretrained import Pretrained
 from rn50.train import loss, optim
 from rn50.train.meter import Meter, Totals
+from rn50.train.trouble import Course, Trouble
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     meter: Meter
+    trouble: Trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Snapshot:
     """Images, loss units and correct answers since the last report."""
     epoch: tuple[int, int, int]
     """The same since the last epoch ended."""
+    trouble: Trouble | None = None
+    """Bad numbers lately, and the running means of the loss; None: it was saved without them."""
 
 
 def new(run: Run, compute: Compute, group: Group) -> TrainState:
@@ -87,24 +93,43 @@ def of_model(model: nn.Module, run: Run, compute: Compute, group: Group) -> Trai
         optimizer=optim.build(model, run.optim),
         scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.scales_loss),
         meter=Meter(compute.device, group),
+        trouble=Trouble(Course.from_ignorance(loss.of_ignorance(run.loss, run.model.num_classes))),
     )
+
+
+def drain(state: TrainState) -> None:
+    """Read what the device has counted since the last time; every process must call it alike."""
+    scaled = state.scaler.is_enabled()
+    state.trouble.take(state.meter.drain(), state.step, scaled=scaled)
 
 
 def snapshot(state: TrainState) -> Snapshot:
     """Return the state's tensors by name (references, not copies). Drains the meter first.
 
     Every process must call it at the same step.
+
+    Raises:
+        DivergedError: The weights or the momentum are not finite: nobody could go on from them.
     """
-    state.meter.drain()
+    drain(state)
+    momentum = optim.momentum_buffers(state.model, state.optimizer)
+    carried = [*state.model.parameters(), *momentum.values()]
+    if not torch.isfinite(nn.utils.get_total_norm(carried)):
+        raise DivergedError(
+            f"the weights or the momentum are no longer finite after step {state.step:,}, and are "
+            "not saved; the checkpoints are from before: resume with a lower --lr or "
+            "--clip-grad-norm 1"
+        )
     return Snapshot(
         step=state.step,
         model=state.model.state_dict(),
         average=None if state.average is None else state.average.state_dict(),
         swa=None if state.swa is None else state.swa.state_dict(),
-        momentum=optim.momentum_buffers(state.model, state.optimizer),
+        momentum=momentum,
         scaler=state.scaler.state_dict(),
         window=_plain(state.meter.window),
         epoch=_plain(state.meter.epoch),
+        trouble=copy.deepcopy(state.trouble),
     )
 
 
@@ -134,6 +159,8 @@ def restore(state: TrainState, saved: Snapshot) -> None:
         state.scaler.load_state_dict(saved.scaler)
     state.meter.window = Totals(*saved.window)
     state.meter.epoch = Totals(*saved.epoch)
+    if saved.trouble is not None:
+        state.trouble = copy.deepcopy(saved.trouble)
     state.step = saved.step
 
 

@@ -15,8 +15,8 @@ from rn50.distributed import Group
 from rn50.hardware import Compute
 from rn50.model import average, stochastic_depth
 from rn50.model.resnet import ResNet
+from rn50.train import guard, optim, sam
 from rn50.train import loss as losses
-from rn50.train import optim, sam
 from rn50.train.schedule import Knobs
 from rn50.train.state import TrainState
 
@@ -30,6 +30,8 @@ class Engine:
     normalise: Normalise
     compute: Compute
     group: Group
+    statistics: guard.Statistics
+    """BatchNorm's, of the model of the state."""
 
     @classmethod
     def of(cls, state: TrainState, run: Run, compute: Compute, group: Group) -> "Engine":
@@ -44,32 +46,35 @@ class Engine:
             net = torch.compile(net)  # type: ignore[assignment]
         normalise = Normalise(run.images.mean, run.images.std).to(compute.device)
         net = group.parallel(net, compute.device)
-        return cls(net=net, normalise=normalise, compute=compute, group=group)
+        statistics = guard.Statistics(state.model)
+        return cls(
+            net=net, normalise=normalise, compute=compute, group=group, statistics=statistics
+        )
 
 
 def train_step(state: TrainState, engine: Engine, batch: Batch, knobs: Knobs, run: Run) -> None:
     """Do one update with this process's share of the batch, in micro-batches.
 
     Order: backward of the scaled loss, summed over micro-batches (on a sharpness-aware step once
-    more, at the ascended point); unscale; clip; step; averages. The host does not wait for the
-    device, but where torch's loss scaler (fp16) asks whether to step.
+    more, at the ascended point); unscale; clip; step; averages. Where the loss or the gradient is
+    not finite, everything stays as it was but for the loss scale and the count of steps.
     """
     optim.turn(state.optimizer, lr=knobs.lr, momentum=knobs.momentum, step=state.step)
+    engine.statistics.keep()
     _backward(state, engine, batch, run)
     if knobs.sam:
         with sam.ascended(state.model, run.optim.sam_rho):
             _backward(state, engine, batch, run, counts=False)
 
     state.scaler.unscale_(state.optimizer)
-    if run.optim.clip_grad_norm > 0:
-        nn.utils.clip_grad_norm_(state.model.parameters(), run.optim.clip_grad_norm)
-    stepped = _stepped(state)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    stepped = guard.update(state.model, state.optimizer, state.scaler, run.optim.clip_grad_norm)
+    if stepped is not None:
+        engine.statistics.put_back(1 - stepped)
     if state.average is not None and knobs.average_keep is not None:
         average.update(state.average, state.model, knobs.average_keep, stepped)
     if state.swa is not None and knobs.swa_share is not None:
         average.take(state.swa, state.model, knobs.swa_share, stepped)
+    state.meter.end_step(stepped)
     state.step += 1
 
 
@@ -85,18 +90,6 @@ def inputs_of(
         normalise,
         sampling_of(run.augment.policy, run.images.mean),
     )
-
-
-def _stepped(state: TrainState) -> Float[Tensor, ""] | None:
-    """Return whether the scaler will step, as 1 or 0 on the device; None: there is no scaler.
-
-    By the flag that ``unscale_`` has left there. It is not public; what is (``get_scale``) makes
-    the host wait.
-    """
-    if not state.scaler.is_enabled():
-        return None
-    flags: list[Tensor] = [*state.scaler._found_inf_per_device(state.optimizer).values()]
-    return 1 - torch.stack(flags).amax()
 
 
 def _backward(
@@ -134,8 +127,8 @@ def _accumulate(
         # Only now: let go before the forward pass, the memory of the last gradients would be given
         # out and faulted in again, a tenth of a step's time on a CPU.
         state.optimizer.zero_grad(set_to_none=True)
-    share = len(labels) / len(batch.labels)
-    state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    weight = guard.weight(loss, len(labels) / len(batch.labels))
+    state.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
     return loss.detach(), logits.detach()
 
 
