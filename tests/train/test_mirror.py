@@ -73,9 +73,9 @@ def save(place, step, *, keep=2, numbers=1000):
 
 
 def new(place, clock=None, url=URL, source=None, keep=2):
-    return Mirror(
-        place, url, kept=lambda steps: sorted(steps)[-keep:], source=source, clock=clock or Clock()
-    )
+    mirror = Mirror(place, url, source=source, clock=clock or Clock())
+    mirror.keep_by(lambda steps: set(steps[-keep:]))
+    return mirror
 
 
 def drain(mirror):
@@ -202,7 +202,7 @@ def test_ten_minutes_of_503s_stop_nothing_and_lose_nothing(wire, place):
     assert there().steps()[0] == step
     assert there().folder.read("metrics.jsonl") == (place / "metrics.jsonl").read_bytes()
     published = [path for path in wire.sent[sent_before:] if path.endswith("manifest.json")]
-    assert len(published) <= 3 < step  # newer ones took the place of those that waited
+    assert len(published) <= 4 < step  # newer ones took the place of those that waited
     assert not mirror.is_behind
 
 
@@ -294,12 +294,35 @@ def test_one_that_was_removed_before_its_turn_is_passed_by(wire, place):
     assert mirror.reason == ""
 
 
-def test_the_newest_takes_the_place_of_one_that_waits(wire, place):
+def test_of_those_that_wait_the_newest_goes_first_and_those_that_are_kept_here_follow(wire, place):
     mirror = new(place)
     for step in (1, 2, 3):
         mirror.published(save(place, step))
-    drain(mirror)
+    mirror.turn()
     assert there().steps() == [3]
+    (place / "train.log").write_text("files come before older checkpoints")
+    mirror.turn()
+    assert there().steps() == [3]
+    drain(mirror)
+    assert there().steps() == [3, 2]
+
+
+def test_the_runs_own_policy_decides_what_stays_and_until_it_is_known_all_stays(wire, place):
+    mirror = new(place)
+    mirror.keep_by(lambda steps: {4, *steps[-1:]})  # the best one and the newest
+    for step in (4, 8, 12):
+        mirror.published(save(place, step, keep=9))
+        drain(mirror)
+    assert there().steps() == [12, 4]
+    shutil.rmtree(place / "checkpoints")
+    again = Mirror(place, URL, source=12, clock=Clock())
+    again.published(save(place, 16))
+    drain(again)
+    assert there().steps() == [16, 12, 4]
+    again.keep_by(lambda steps: {4, *steps[-1:]})
+    again.published(save(place, 20))
+    drain(again)
+    assert there().steps() == [20, 12, 4]  # the source of the resume stays too
 
 
 def test_a_checkpoint_that_this_disk_has_damaged_is_told_and_not_published(wire, place):
@@ -352,12 +375,12 @@ def test_a_removal_that_is_interrupted_leaves_nothing_that_counts(wire, place):
     wire.refuse = lambda method, path: (
         (503, "SlowDown") if method == "POST" and "delete" in path else None
     )
-    mirror.published(save(place, 2))
+    mirror.published(save(place, 2, keep=1))
     while there().steps() != [2]:
         clock.now += mirror.turn()
     assert any("step-00000001" in name for name in there().sizes())
     wire.refuse = lambda method, path: None
-    drain(new(place))
+    drain(new(place, keep=1))
     assert not any("step-00000001" in name for name in there().sizes())
 
 

@@ -45,7 +45,7 @@ def save(place, step):
 
 def mirrored(place, mirror, *steps):
     """Save and mirror these steps, and lose the machine's folder."""
-    sender = Mirror(place, mirror, kept=lambda steps: steps)
+    sender = Mirror(place, mirror)
     for step in steps:
         sender.published(save(place, step))
         while sender.turn() == 0:

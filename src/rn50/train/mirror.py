@@ -1,6 +1,6 @@
 """A run's copy at a URL, kept up to date by a thread that training never waits for.
 
-What is waiting is bounded: of the checkpoints the newest alone, and each other file once. While the
+What is waiting is what is kept on the disk, no more; the newest checkpoint goes first. While the
 URL cannot be reached, the run trains on, tells of it once, and sends the rest when it is back.
 """
 
@@ -33,6 +33,8 @@ _PATIENCE_S = 15.0
 """Failures are told of when they last longer: single ones are everyday."""
 _SMALL_BYTES = 16 << 20
 
+Kept = Callable[[list[int]], Collection[int]]
+
 
 class Mirror:
     """Sends a run's folder to a URL, piece by piece.
@@ -42,7 +44,6 @@ class Mirror:
     Args:
         place: The run's folder.
         url: Where its copy goes.
-        kept: Of the steps of the checkpoints there, those to keep when a newer one has come.
         source: The step that the run was resumed from, whose checkpoint is kept as well.
         clock: Seconds, as ``time.monotonic``.
     """
@@ -52,11 +53,11 @@ class Mirror:
         place: Path,
         url: str,
         *,
-        kept: Callable[[list[int]], Collection[int]],
         source: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._place, self._url, self._kept, self._source = place, url, kept, source
+        self._place, self._url, self._source = place, url, source
+        self._kept: Kept = set
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: Path | None = None
@@ -64,6 +65,8 @@ class Mirror:
         self._notices: deque[Record] = deque()
         self._remote: RemoteRun | None = None
         self._is_clean = False
+        self._there: set[int] = set()
+        self._unfit: set[int] = set()
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._batch: list[Path] = []
         self._files_due = 0.0
@@ -94,6 +97,14 @@ class Mirror:
             self._waiting = path
             self._nudge()
 
+    def keep_by(self, kept: Kept) -> None:
+        """Remove there, from now on, what the run's own policy removes here; until then, nothing.
+
+        Args:
+            kept: Given the steps of all checkpoints, ascending: those to keep.
+        """
+        self._kept = kept
+
     def notices(self) -> list[Record]:
         """Return what there was to tell since the last call, as records that lack the step."""
         return [self._notices.popleft() for _ in range(len(self._notices))]
@@ -102,7 +113,7 @@ class Mirror:
     def is_behind(self) -> bool:
         """Return whether the copy lacks anything of the run's folder."""
         with self._changed:
-            return bool(self._waiting or self._parcel or self._stale())
+            return bool(self._waiting or self._parcel or self._unsent() or self._stale())
 
     @property
     def reason(self) -> str:
@@ -171,6 +182,7 @@ class Mirror:
             self._remote = open_run(self._url)
         if not self._is_clean:
             self._remote.clean()
+            self._there = set(self._remote.steps())
             self._is_clean = True
         if (parcel := self._next()) is not None:
             self._send(self._remote, parcel)
@@ -178,10 +190,15 @@ class Mirror:
         if not self._batch and (self._closing or self._clock() >= self._files_due):
             self._batch = self._stale()
             self._files_due = self._clock() + _FILES_EVERY_S
-        if not self._batch:
+        if self._batch:
+            self._send_file(self._remote, self._batch[0])
+            self._batch.pop(0)
+            return True
+        with self._changed:
+            self._waiting = self._waiting or self._unsent()
+        if (parcel := self._next()) is None:
             return False
-        self._send_file(self._remote, self._batch[0])
-        self._batch.pop(0)
+        self._send(self._remote, parcel)
         return True
 
     def _next(self) -> Parcel | None:
@@ -196,7 +213,7 @@ class Mirror:
             with suppress(FileNotFoundError):  # It has given way to a newer one already.
                 history = (self._place / record.FILE_NAME).read_bytes()
                 held = _held(path, path.with_name(f"{self._prefix}{path.name}"))
-                self._parcel = Parcel(step, held, history)
+                self._parcel = Parcel(step, held, history, step >= max(self._here(), default=step))
             return self._parcel
 
     def _send(self, remote: RemoteRun, parcel: Parcel) -> None:
@@ -210,17 +227,32 @@ class Mirror:
             self._tell("warning", f"the checkpoint of step {parcel.step} {why} to {self._url}")
             with self._changed:
                 self._drop()
+                self._unfit.add(parcel.step)
             return
         seconds = round(self._clock() - start, 3)
         self._notices.append({"kind": "mirror", TIMING: {"sent": parcel.step, "seconds": seconds}})
         with self._changed:
             self._drop()
-        there = remote.steps()
         # Later steps are of an attempt before this one, and will be written anew.
-        later = {step for step in there if step > parcel.step}
+        there = remote.steps()
+        later = {step for step in there if step > max(self._here(), default=parcel.step)}
         source = {self._source} if self._source is not None else set()
-        kept = self._kept([step for step in there if step not in later])
-        remote.retire({parcel.step, *kept, *source, *later})
+        kept = {parcel.step, *self._kept(sorted({*there} - later)), *source, *later}
+        remote.retire(kept)
+        self._there = {*there} & kept
+
+    def _here(self) -> dict[int, Path]:
+        """Return the checkpoints on the disk by their steps."""
+        folder = self._place / checkpoint.FOLDER
+        found = folder.iterdir() if folder.is_dir() else ()
+        return {step: path for path in found if (step := checkpoint.step_of(path.name)) is not None}
+
+    def _unsent(self) -> Path | None:
+        """Return the newest checkpoint that is to be kept and is not there; none, if all are."""
+        here = self._here()
+        kept = {*self._kept(sorted({*here} | self._there))}
+        unsent = ({*here} & kept) - self._there - self._unfit
+        return here[max(unsent)] if unsent else None
 
     def _send_file(self, remote: RemoteRun, path: Path) -> None:
         stamp = _stamp(path)
@@ -228,21 +260,19 @@ class Mirror:
             return
         name = path.relative_to(self._place).as_posix()
         aside = path.with_name(f"{self._prefix}{path.name}")
-        with suppress(FileNotFoundError):
-            if stamp[0] <= _SMALL_BYTES:
-                remote.put(name, path.read_bytes())
-            else:
-                try:
-                    held = _held(path, aside)
-                    if not remote.has(name, held):
-                        remote.put(name, held)
-                except WrongContentError:
-                    if _stamp(path) == stamp:
-                        raise
-                    return  # It grew meanwhile, and is sent the next time.
-                finally:
-                    if aside.exists():
-                        aside.unlink()
+        try:
+            source = path.read_bytes() if stamp[0] <= _SMALL_BYTES else _held(path, aside)
+        except FileNotFoundError:
+            return
+        try:
+            if isinstance(source, bytes) or not remote.has(name, source):
+                remote.put(name, source)
+        except WrongContentError:
+            if isinstance(source, bytes) or _stamp(path) == stamp:
+                raise
+            return  # It grew meanwhile, and is sent the next time.
+        finally:
+            aside.unlink(missing_ok=True)
         self._stamps[path] = stamp
 
     def _stale(self) -> list[Path]:

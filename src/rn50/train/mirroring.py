@@ -17,7 +17,7 @@ from rn50.distributed import Group
 from rn50.errors import InterruptedRunError, UsageError
 from rn50.observe.record import Record
 from rn50.train import checkpoint
-from rn50.train.mirror import STOP_LIMIT_S, Mirror
+from rn50.train.mirror import STOP_LIMIT_S, Kept, Mirror
 
 END_LIMIT_S = 600.0
 """How long a run that is through waits for its mirror."""
@@ -30,6 +30,8 @@ class Mirrored:
     published: Callable[[Path], None] = lambda path: None
     """To be called with the folder of each checkpoint that was published."""
     notices: Callable[[], list[Record]] = list
+    keep_by: Callable[[Kept], None] = lambda kept: None
+    """Takes the policy by which the run's checkpoints are kept."""
 
     def told(self, write: Callable[[Record], None]) -> Callable[[Record], None]:
         """Return ``write``, followed by what the mirror has to tell."""
@@ -77,9 +79,8 @@ def mirroring(
             yield Mirrored()
         return
     _refuse_inside(url, place)
-    most = run.storage.keep_checkpoints
     source = None if resumed_from is None else checkpoint.step_of(resumed_from.name)
-    mirror = Mirror(place, url, kept=lambda steps: sorted(steps)[-most:], source=source)
+    mirror = Mirror(place, url, source=source)
     mirror.begin(json.dumps(config.to_dict(run), indent=2).encode() + b"\n")
     if resumed_from is not None:
         mirror.published(resumed_from)
@@ -87,7 +88,7 @@ def mirroring(
     threading.Thread(target=mirror.run, name="rn50-mirror", daemon=True).start()
     try:
         with _ending(group, mirror, say, stopping):
-            yield Mirrored(mirror.published, mirror.notices)
+            yield Mirrored(mirror.published, mirror.notices, mirror.keep_by)
     finally:
         mirror.stop()
 
@@ -125,7 +126,7 @@ def _ending(
 
 def _lacking(mirror: Mirror) -> str:
     why = mirror.reason or "there was not time enough"
-    return f"the mirror lacks the newest of this run ({why})"
+    return f"the mirror lacks part of this run ({why})"
 
 
 def _refuse_inside(url: str, place: Path) -> None:

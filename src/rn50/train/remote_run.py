@@ -45,6 +45,8 @@ class Parcel:
     folder: Path
     history: bytes
     """The run's record, through the step at least."""
+    is_newest: bool = True
+    """Whether ``LATEST`` is to name it."""
     verified: set[str] = field(default_factory=set)
     """Names of the files that are known to be there."""
 
@@ -107,7 +109,7 @@ class RemoteRun:
         )
 
     def send(self, parcel: Parcel) -> None:
-        """Send a checkpoint, publish it, and then point ``LATEST`` to it.
+        """Send a checkpoint, publish it, and then point ``LATEST`` to it if it is the newest.
 
         Raises:
             WrongContentError: What is there now is not what was sent.
@@ -115,7 +117,7 @@ class RemoteRun:
         base = _base(parcel.step)
         if not self.holds(parcel):
             manifest = parcel.manifest()
-            with suppress(FileNotFoundError):
+            if f"{base}/{checkpoint.MANIFEST}" in self.sizes(base):
                 self.folder.fs.rm_file(self.folder.of(f"{base}/{checkpoint.MANIFEST}"))
             for name, part in manifest.items():
                 if name not in parcel.verified:
@@ -128,8 +130,9 @@ class RemoteRun:
                 parcel.verified.clear()
                 raise WrongContentError("was changed by someone else while it was sent")
             self.put(f"{base}/{checkpoint.MANIFEST}", json.dumps(manifest, indent=2).encode())
-        latest = f"{checkpoint.path(Path(), parcel.step).name}\n".encode()
-        self.put(f"{checkpoint.FOLDER}/{checkpoint.LATEST}", latest)
+        if parcel.is_newest:
+            latest = f"{checkpoint.path(Path(), parcel.step).name}\n".encode()
+            self.put(f"{checkpoint.FOLDER}/{checkpoint.LATEST}", latest)
 
     def put(self, name: str, source: Path | bytes, part: dict[str, Any] | None = None) -> None:
         """Send one file and read it back.

@@ -339,7 +339,9 @@ def _saver(
             closing(Store(job.place, sync=sync, published=mirror.published))
         )
     before = None if resumed is None else (resumed, state.step)
-    return Saver(job.run, job.dataset, timeline, about, store, before)
+    saver = Saver(job.run, job.dataset, timeline, about, store, before)
+    mirror.keep_by(saver.kept)
+    return saver
 
 
 def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:

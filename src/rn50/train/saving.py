@@ -136,7 +136,7 @@ class Saver:
         self._best = found if is_best else self._best
         exports = self._exports(snapshot, is_best=is_best)
         about = {**self._about, "best": asdict(self._best) if self._best else None}
-        self._store.save(snapshot, Order(about, self._kept, self._kept_least, tuple(exports)))
+        self._store.save(snapshot, Order(about, self.kept, self._kept_least, tuple(exports)))
 
     def finish(self, write: Callable[[Record], None], step: int) -> None:
         """Wait until all is written, and tell of it.
@@ -178,7 +178,8 @@ class Saver:
             about={"recipe": self._run.recipe, "step": step, "network": network},
         )
 
-    def _kept(self, steps: list[int]) -> set[int]:
+    def kept(self, steps: list[int]) -> set[int]:
+        """Return, of the steps of all checkpoints, those to keep."""
         storage = self._run.storage
         newest = 1 if storage.save_best_only else storage.keep_checkpoints
         every = storage.keep_every_epochs * self._timeline.steps_per_epoch
