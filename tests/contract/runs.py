@@ -1,5 +1,6 @@
 """Runs of the command line in processes of their own, for the tests of what a run promises."""
 
+import contextlib
 import json
 import os
 import signal
@@ -68,6 +69,16 @@ def steps_recorded(place: Path) -> int:
         return 0
 
 
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it began, as far as they are alive."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(FileNotFoundError):
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+            found += [int(child) for child in children.split()]
+    return found
+
+
 def kill_at(words: list[str], place: Path, step: int, number: int = signal.SIGKILL) -> int:
     """Start a run, and send it (all its processes, for a kill) a signal once it reaches a step."""
     process = begin(words)
@@ -76,7 +87,9 @@ def kill_at(words: list[str], place: Path, step: int, number: int = signal.SIGKI
         assert time.monotonic() < deadline
         time.sleep(0.01)
     if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
+        for pid in descendants(process.pid):  # torchrun's workers have sessions of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     else:
         process.send_signal(number)
     return process.wait(timeout=60)

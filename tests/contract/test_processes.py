@@ -1,4 +1,5 @@
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,22 @@ def test_a_batch_that_processes_cannot_share_is_refused(packed, tmp_path):
     words = runs.command(packed, tmp_path / "run", "--batch-size", "15", processes=2)
     output = runs.finish(words, code=1)
     assert "images.batch_size is 15, which 2 processes cannot share" in output
+
+
+@pytest.mark.slow
+def test_workers_whose_torchrun_was_killed_save_and_end(packed, tmp_path):
+    whole, place = tmp_path / "whole", tmp_path / "orphaned"
+    more = ("--epochs", "2")
+    runs.finish(runs.command(packed, whole, *more, processes=2))
+    words = runs.command(packed, place, *more, "--resume", processes=2)
+    launcher = runs.begin(words)
+    while runs.steps_recorded(place) < 5 and launcher.poll() is None:
+        time.sleep(0.01)
+    workers = runs.descendants(launcher.pid)[1:]
+    launcher.kill()
+    launcher.wait()
+    runs.finish(words)  # waits for them
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    records = record.read(place / "metrics.jsonl")
+    assert "the end of torchrun" in next(r["source"] for r in records if r["kind"] == "notice")
+    runs.assert_same_end(whole, place)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import filelock
 import pytest
@@ -34,7 +35,15 @@ def holder(tmp_path):
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(holder, tmp_path):
     with pytest.raises(UsageError, match=f"process {holder.pid} on "):
-        lock.locked(tmp_path / "run").__enter__()
+        lock.locked(tmp_path / "run", patience_s=0).__enter__()
+
+
+def test_a_writer_about_to_end_is_waited_for(holder, tmp_path):
+    threading.Timer(0.5, holder.kill).start()
+    said = []
+    with lock.locked(tmp_path / "run", say=said.append):
+        assert len(said) == 1
+        assert "waiting up to 30 s" in said[0]
 
 
 def test_a_killed_writer_holds_nothing(holder, tmp_path):
@@ -55,14 +64,14 @@ def test_without_the_systems_lock_the_note_decides(tmp_path, monkeypatch):
     alive = {**lock.myself(), "pid": os.getppid()}
     (tmp_path / ".lock.json").write_text(json.dumps(alive))
     with pytest.raises(UsageError, match="is being written by process"):
-        lock.locked(tmp_path).__enter__()
+        lock.locked(tmp_path, patience_s=0).__enter__()
     for dead in ({**alive, "boot": "another"}, {**alive, "pid": 2**22 + 1}):
         (tmp_path / ".lock.json").write_text(json.dumps(dead))
         with lock.locked(tmp_path):
             pass
     (tmp_path / ".lock.json").write_text(json.dumps({**alive, "host": "another"}))
     with pytest.raises(UsageError, match="on another, since"):
-        lock.locked(tmp_path).__enter__()
+        lock.locked(tmp_path, patience_s=0).__enter__()
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"pid": "x", "host": 3}'])

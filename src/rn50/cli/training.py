@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from rn50 import config
 from rn50.cli.say import progress, say, say_scores
 from rn50.config import Run
+from rn50.errors import UsageError
 from rn50.recipes import recipe
 
 _RESUME = PrimitiveConstructorSpec(
@@ -35,6 +37,7 @@ def train_command(given: Sequence[str]) -> Callable[..., None]:
         run: Annotated[Run, arg(name="")] = defaults,
         resume: Annotated[str, _RESUME] = "",
         allow_change: tuple[str, ...] = (),
+        extend_to: int = 0,
         config: str = "",
         dry_run: bool = False,
     ) -> None:
@@ -46,9 +49,12 @@ def train_command(given: Sequence[str]) -> Callable[..., None]:
             resume: Go on from the newest whole checkpoint of the output folder or its mirror; where
                 there is none, start. Or from the run, or the one checkpoint, at a path or URL.
             allow_change: Settings that may differ from the run being resumed.
+            extend_to: Resume with so many epochs in all, by a schedule planned anew from there.
             config: Take the settings of an earlier run from its config.json instead of a recipe.
             dry_run: Print the resolved settings as JSON and stop.
         """
+        if extend_to:
+            run, allow_change = _extended(run, extend_to, resume, allow_change)
         _train(run, resume=resume, allow_change=allow_change, dry_run=dry_run)
 
     return train
@@ -141,6 +147,18 @@ def _option(words: Sequence[str], *names: str) -> str | None:
             follows = words[i + 1] if i + 1 < len(words) else ""
             return value if equals else ("" if follows.startswith("-") else follows)
     return None
+
+
+def _extended(
+    run: Run, epochs: int, resume: str, allow_change: tuple[str, ...]
+) -> tuple[Run, tuple[str, ...]]:
+    if not resume:
+        raise UsageError("--extend-to goes with --resume: it gives a run more epochs; add --resume")
+    if epochs < run.epochs:
+        raise UsageError(
+            f"--extend-to is {epochs}, but the run is planned for {run.epochs} epochs; give more"
+        )
+    return replace(run, epochs=epochs), (*allow_change, "epochs")
 
 
 def _train(run: Run, *, resume: str, allow_change: tuple[str, ...], dry_run: bool) -> None:

@@ -38,6 +38,8 @@ class Request:
     """How each image is augmented, on the device; None: not at all."""
     mix: MixDraws | None = None
     """How pairs of images are mixed, on the device; None: not at all."""
+    step: int = -1
+    """The update that it is for, counted from 0; -1: none, it is for evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class TrainPlan:
             flips=flips < self.images.flip_prob,
             draws=augment_draws(self.augment, self.seed, epoch, keys, px),
             mix=mix_draws(self.mix, self.seed, step, px),
+            step=step,
         )
 
     def _samples(

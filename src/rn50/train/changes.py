@@ -1,6 +1,7 @@
 """What a resumed run may change of the run that it goes on with."""
 
 from pathlib import Path
+from typing import Any
 
 from rn50 import config
 from rn50.config import Run
@@ -9,6 +10,7 @@ from rn50.errors import UsageError
 from rn50.train import origin
 from rn50.train.checkpoint import Saved
 from rn50.train.schedule import Timeline
+from rn50.train.versions import MATHEMATICS, versions
 
 
 def refuse_other_data(saved: Saved, data: PackedDataset, place: Path) -> None:
@@ -25,9 +27,13 @@ def refuse_other_data(saved: Saved, data: PackedDataset, place: Path) -> None:
         )
 
 
+Changed = dict[str, tuple[Any, Any]]
+"""By the name of a setting: its former value and the one now."""
+
+
 def refuse(
     saved: Saved, run: Run, place: Path, *, num_train: int, allowed: tuple[str, ...]
-) -> None:
+) -> Changed:
     """Refuse settings that would change what is trained, but those that ``allowed`` names.
 
     Args:
@@ -37,12 +43,18 @@ def refuse(
         num_train: Training images.
         allowed: Names of settings, such as ``"optim.peak_lr"``.
 
+    Returns:
+        The changes that were allowed.
+
     Raises:
         UsageError: With each change, and how to allow it where it can be.
     """
     former = config.from_dict(saved.about["run"])
     before, now = config.mathematics(former), config.mathematics(run)
-    changed = {n: (before.get(n), now[n]) for n in now if before.get(n) != now[n]}
+    changed: Changed = {n: (before.get(n), now[n]) for n in now if before.get(n) != now[n]}
+    released = saved.about.get("versions", {}).get("mathematics", "1")
+    if released != str(MATHEMATICS):
+        changed["versions.mathematics"] = (released, str(MATHEMATICS))
     changed.pop("init_from", None)
     if began := origin.change(former.init_from, run.init_from, saved.about.get("init_from")):
         changed["init_from"] = began
@@ -54,6 +66,44 @@ def refuse(
         )
     if changed:
         _refuse_other_averages(former, run, saved.snapshot.step, num_train)
+    steps_per_epoch = num_train // run.images.batch_size
+    if run.epochs < former.epochs and run.epochs * steps_per_epoch < saved.snapshot.step:
+        raise UsageError(
+            f"epochs is {run.epochs}, but the run in {place} has done {saved.snapshot.step} steps "
+            f"of {steps_per_epoch} an epoch; give more epochs, by --extend-to or --epochs"
+        )
+    return changed
+
+
+def told(saved: Saved, changed: Changed, run: Run, *, steps_per_epoch: int) -> list[str]:
+    """Return what a user is to know of changes: the settings, the learning rate, the versions.
+
+    Args:
+        saved: The checkpoint.
+        changed: What ``refuse`` returned.
+        run: The settings now.
+        steps_per_epoch: Of both runs.
+    """
+    lines = [f"changed: {name}: {one} -> {other}" for name, (one, other) in changed.items()]
+    if changed:
+        former, step = config.from_dict(saved.about["run"]), saved.snapshot.step
+        rates = [
+            Timeline(one, steps_per_epoch).at(min(step, one.epochs * steps_per_epoch - 1)).lr
+            for one in (former, run)
+        ]
+        lines.append(f"learning rate at step {step}: {rates[0]:.4g} -> {rates[1]:.4g}")
+    now = versions()
+    others = [
+        f"{name} {before} -> {now[name]}"
+        for name, before in saved.about.get("versions", {}).items()
+        if name in now and now[name] != before
+    ]
+    if others:
+        lines.append(
+            f"other versions than before ({', '.join(others)}): the plan is the same, but the last "
+            "digits of the numbers may differ"
+        )
+    return lines
 
 
 def _refuse_other_averages(former: Run, run: Run, step: int, num_train: int) -> None:

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +16,20 @@ from rn50 import durable
 from rn50.errors import UsageError
 
 FILE_NAME = ".lock"
+PATIENCE_S = 30.0
+"""As long as a run that is asked to stop may take."""
 _HOLDER = ".lock.json"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
+def locked(
+    place: Path, *, patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
     """Hold a run's folder against a second writer, in this process or any other.
+
+    A writer that was told to end may still be saving, so that its successor has to wait for it.
 
     The operating system's lock ends with the process that holds it, however that ends (filelock,
     which also knows what to do on file systems without ``flock``). Where a network file system
@@ -32,6 +38,8 @@ def locked(place: Path) -> Iterator[None]:
 
     Args:
         place: The folder; made if it is not there.
+        patience_s: How long to wait for another writer, in seconds.
+        say: Shows the user a line.
 
     Raises:
         UsageError: Another process writes there, or the folder cannot be written.
@@ -40,7 +48,7 @@ def locked(place: Path) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(place / FILE_NAME)
         try:
-            lock.acquire(timeout=0)
+            _acquire(lock, place, patience_s, say)
         except filelock.Timeout:
             raise _taken(place, _holder(place)) from None
         except OSError as error:
@@ -58,6 +66,17 @@ def locked(place: Path) -> Iterator[None]:
                 (place / FILE_NAME).unlink()
                 place.rmdir()
         lock.release()
+
+
+def _acquire(
+    lock: filelock.BaseFileLock, place: Path, patience_s: float, say: Callable[[str], None]
+) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if patience_s > 0:
+            say(f"another process is writing {place}; waiting up to {patience_s:.0f} s for its end")
+        lock.acquire(timeout=patience_s)
 
 
 def myself() -> dict[str, Any]:

@@ -55,6 +55,8 @@ def train(
     """
     window, epoch, last_save = Pace(), Pace(), time.monotonic()
     for batch in to.batches(state.step):
+        if batch.request.step != state.step:
+            raise RuntimeError(f"batch {batch.request.step} came at step {state.step}")
         knobs = timeline.at(state.step)
         train_step(state, engine, batch, knobs, run)
         done = state.step

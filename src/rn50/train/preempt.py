@@ -25,16 +25,18 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class StopRequest:
-    """Whether this process was signalled to stop, while used as a context manager.
+    """Whether this process is to stop: signalled, or left behind; used as a context manager.
 
     The handler only sets a flag: saving in the middle of a step would save half a step. A signal
     more than two seconds after the first ends the process at once, which is safe because every file
-    is written aside first.
+    is written aside first. A process whose `torchrun` was killed is to stop, too: nobody would end
+    it, and it would hold the GPU and the run's folder against its successor.
     """
 
     def __init__(self) -> None:
         self.requested = ""
-        """Name of the first signal; empty: there was none."""
+        """Name of the first signal, or what else happened; empty: nothing."""
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._first_at = 0.0
         self._previous: dict[int, object] = {}
 
@@ -50,6 +52,11 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def look_after_launcher(self) -> None:
+        """Request a stop if the `torchrun` that began this process is gone."""
+        if self._launcher and not self.requested and os.getppid() != self._launcher:
+            self.requested = "the end of torchrun"
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -97,6 +104,7 @@ class Requests:
             late: Whether it is time for a save anyhow, by this process's clock.
         """
         heard = self._watch.take()
+        self._signals.look_after_launcher()
         if self._signals.requested and not self._signal_told:
             self._signal_told = True
             name = self._signals.requested

@@ -97,7 +97,7 @@ def start(
         asked = resumes.AUTO if resume is True else resume or ""
         job = _prepare(run, group, asked, say)
         if group.is_first:
-            stack.enter_context(lock.locked(job.place))
+            stack.enter_context(lock.locked(job.place, say=say))
         saved = _to_resume(job, asked, allow_change, say) if asked else None
         if group.is_first:
             checkpoint.clean(job.place)
@@ -110,7 +110,7 @@ def start(
                 say=say,
             )
         )
-        if saved is not None and _is_finished(job.place, saved):
+        if saved is not None and _is_finished(job, saved):
             say(f"the run in {job.place} is finished; nothing is left to do")
             return _finished(job.place)
         state, job = _state(job, saved, say)
@@ -185,7 +185,10 @@ def _to_resume(
         return None
     changes.refuse_other_data(saved, job.dataset, job.place)
     num_train = job.train_split.num_images
-    changes.refuse(saved, job.run, job.place, num_train=num_train, allowed=allow_change)
+    changed = changes.refuse(saved, job.run, job.place, num_train=num_train, allowed=allow_change)
+    steps_per_epoch = plan_of(job.run, job.train_split, job.group).steps_per_epoch
+    for line in changes.told(saved, changed, job.run, steps_per_epoch=steps_per_epoch):
+        say(line)
     return saved
 
 
@@ -367,10 +370,9 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
     }
 
 
-def _is_finished(place: Path, saved: Saved) -> bool:
-    records = record.read(place / record.FILE_NAME)
-    total = next((r["total_steps"] for r in records if "total_steps" in r), None)
-    return saved.snapshot.step == total
+def _is_finished(job: _Job, saved: Saved) -> bool:
+    plan = plan_of(job.run, job.train_split, job.group)
+    return saved.snapshot.step >= Timeline(job.run, plan.steps_per_epoch).total_steps
 
 
 def _finished(place: Path) -> Finished:
