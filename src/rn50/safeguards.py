@@ -16,8 +16,9 @@ class Guard:
     """Updates in a row whose loss or gradient is not finite that are left out before the run stops
     or rolls back; no such update is ever done. Overflows of fp16's loss scaler do not count."""
     explosion: Annotated[float, Field(ge=0)] = 3.0
-    """The loss explodes when its mean over ten steps is so many times that over the last thousand,
-    and at least half of the highest that has been. 0: never."""
+    """The loss explodes when its mean over ten steps is so many times that over the last thousand
+    (in the first hundred: ten times as many), and at least half of the highest that has been. 0:
+    never."""
     on_divergence: Annotated[
         Literal["stop", "roll-back"], tyro.conf.arg(aliases=["--on-divergence"])
     ] = "stop"

@@ -32,7 +32,7 @@ def report(trouble: Trouble, ends: list[StepEnd], step: int, run=None, *, scaled
 def test_three_bad_updates_in_a_row_are_left_out_and_a_fourth_is_too_many():
     trouble = Trouble()
     report(trouble, [GOOD, *[FAULT] * 3, GOOD, *[FAULT] * 3], 8)
-    with pytest.raises(TroubleError, match=r"4 updates in a row, by step 10; .* allows 3; none of"):
+    with pytest.raises(TroubleError, match=r"4 updates in a row, by step 10; none .* allows 3"):
         report(trouble, [FAULT, GOOD], 10)
 
 
@@ -111,7 +111,7 @@ def falling(start: float, end: float, count: int) -> np.ndarray:
 
 HEALTHY = {
     "a rise in warm-up": [*np.linspace(6.9, 9.0, 20), *falling(9, 2, 400)],
-    "a high first window": [15.0, 8.0, 7.0, *falling(7, 2, 100)],
+    "a wild start without warm-up": [40.0, 20.0, 9.0, *falling(7, 2, 100)],
     "other sizes and mixing": [*falling(6.9, 1.0, 500), *[2.4] * 50, *falling(2.4, 1.5, 100)],
     "a restart late in training": [*falling(6.9, 0.01, 3000), *[0.3] * 20, *falling(0.3, 0.02, 99)],
     "noise of small losses": [*falling(6.9, 0.3, 500), *noisy(falling(0.3, 0.002, 3000), 0.8)],
@@ -134,7 +134,7 @@ def test_noise_of_small_batches_reported_step_by_step_raises_no_alarm():
 @pytest.mark.parametrize(
     ("losses", "found"),
     [
-        ([100.0], 20),
+        ([300.0], 20),
         ([6.9, 6.8, 500.0], 60),
         ([*falling(6.9, 2.0, 500), 30.0], 501 * 20),
         ([*falling(6.9, 1.9, 500), *[7.2] * 3], 502 * 20),
@@ -158,7 +158,9 @@ def test_what_is_to_be_saved_is_judged_by_the_part_of_a_window_there_is():
     before = trouble.to_dict()
     trouble.judge_loss(run_with(), window(8.0, 7), 7)
     trouble.judge_loss(run_with(), Totals(), 7)
-    with pytest.raises(TroubleError, match=r"exploded to 400 in the 7 steps up to 7; it was 6.908"):
+    with pytest.raises(
+        TroubleError, match=r"exploded to 400 in the 7 steps up to 7; the mean before was 6.908"
+    ):
         trouble.judge_loss(run_with(), window(400.0, 7), 7)
     assert trouble.to_dict() == before
 

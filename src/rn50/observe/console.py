@@ -88,7 +88,7 @@ class Console:
                 self._line(_epoch(record, self._pace.epochs))
             case "bad_image":
                 self._bad_image(record)
-            case "warning" | "notice":
+            case "warning" | "notice" | "rollback":
                 self._line(f"{record['kind']}: {record['message']}", style="yellow")
             case "end":
                 self._line(f"finished at step {record['step']:,}")

@@ -40,6 +40,9 @@ class _History:
     epochs: list[Record]
     resumed_at: list[int]
     bad_images: list[Record]
+    rolled_back: list[Record]
+    num_skipped: int
+    """Updates left out because the loss or the gradient was not finite."""
     finished: bool
 
     @property
@@ -129,6 +132,8 @@ def _history(records: Sequence[Record]) -> _History:
         epochs=list({record["epoch"]: record for record in of_kind.get("epoch", [])}.values()),
         resumed_at=[record["step"] for record in of_kind.get("resume", [])],
         bad_images=of_kind.get("bad_image", []),
+        rolled_back=of_kind.get("rollback", []),
+        num_skipped=sum(record.get("skipped", 0) for record in of_kind.get("train", [])),
         finished="end" in of_kind,
     )
 
@@ -168,6 +173,9 @@ def _header(history: _History) -> list[str]:
         lines.append(f"- Resumed at step: {steps}")
     if history.bad_images:
         lines.append(f"- Images that could not be decoded: {_by_class(history.bad_images)}")
+    if history.num_skipped:
+        lines.append(f"- Updates left out, as their numbers were not finite: {history.num_skipped}")
+    lines += [f"- {record['message'].capitalize()}" for record in history.rolled_back]
     done = "finished" if history.finished else f"{len(epochs)} epochs done"
     spent_s = sum(
         _seconds(record, "seconds") + _seconds(record, "eval_seconds") for record in epochs

@@ -126,6 +126,24 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def steps(run_dir: Path) -> list[int]:
+    """Return the steps of the published checkpoints, whole or not, the newest first."""
+    return [step for path in _folders(run_dir) if (step := step_of(path.name)) is not None]
+
+
+def forget_after(run_dir: Path, step: int) -> None:
+    """Remove the checkpoints after that of a step, which is the newest then.
+
+    Raises:
+        UsageError: The disk cannot be written.
+    """
+    with durable.explained(run_dir / FOLDER):
+        for later in steps(run_dir):
+            if later > step:
+                _discard(path(run_dir, later))
+        durable.write_text(run_dir / FOLDER / LATEST, path(run_dir, step).name + "\n")
+
+
 def newest(run_dir: Path) -> tuple[Saved | None, list[str]]:
     """Return the newest checkpoint that verifies, and why each newer one was passed over."""
     refused: list[str] = []

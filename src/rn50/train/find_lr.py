@@ -14,8 +14,8 @@ from rn50.config import Run, to_dict
 from rn50.data.loader import Batch, Loader
 from rn50.model import resnet
 from rn50.train import probe
+from rn50.train.inputs import open_data, plan_of
 from rn50.train.lr_finder import Finding, Range, find
-from rn50.train.run import open_data, plan_of
 
 CURVES = "lr_finder.png"
 VALUES = "lr_finder.json"

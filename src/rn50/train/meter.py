@@ -93,6 +93,11 @@ class Meter:
         skipped = torch.zeros_like(bad_so_far) if stepped is None else (stepped == 0).long()
         self._step_ends.append(torch.stack([skipped, bad_so_far]))
 
+    def clear(self) -> None:
+        """Forget what the device has counted since the last time it was read."""
+        self._counts.zero_()
+        self._step_ends.clear()
+
     def drain(self) -> list[StepEnd]:
         """Read the device's counts, over all processes, into ``window`` and ``epoch``.
 
@@ -103,8 +108,7 @@ class Meter:
         """
         counts = torch.cat([self._counts, *self._step_ends])
         images, loss_units, correct, _, *ends = self._group.sum(counts).tolist()
-        self._counts.zero_()
-        self._step_ends.clear()
+        self.clear()
         self.window.add(images, loss_units, correct)
         self.epoch.add(images, loss_units, correct)
         bad = pairwise([0, *ends[1::2]])

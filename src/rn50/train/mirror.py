@@ -62,6 +62,7 @@ class Mirror:
         self._changed = threading.Condition()
         self._waiting: Path | None = None
         self._parcel: Parcel | None = None
+        self._void_after: int | None = None
         self._notices: deque[Record] = deque()
         self._remote: RemoteRun | None = None
         self._is_clean = False
@@ -105,6 +106,14 @@ class Mirror:
         """
         self._kept = kept
 
+    def forget_after(self, step: int) -> None:
+        """Take note that the run goes back to a step: what was sent of later ones is void."""
+        with self._changed:
+            self._void_after = step if self._void_after is None else min(step, self._void_after)
+            if self._waiting is not None and (checkpoint.step_of(self._waiting.name) or 0) > step:
+                self._waiting = None
+            self._nudge()
+
     def notices(self) -> list[Record]:
         """Return what there was to tell since the last call, as records that lack the step."""
         return [self._notices.popleft() for _ in range(len(self._notices))]
@@ -113,6 +122,8 @@ class Mirror:
     def is_behind(self) -> bool:
         """Return whether the copy lacks anything of the run's folder."""
         with self._changed:
+            if self._void_after is not None:
+                return True
             return bool(self._waiting or self._parcel or self._unsent() or self._stale())
 
     @property
@@ -184,6 +195,9 @@ class Mirror:
             self._remote.clean()
             self._there = set(self._remote.steps())
             self._is_clean = True
+        if (step := self._void_after) is not None:
+            self._forget(self._remote, step)
+            return True
         if (parcel := self._next()) is not None:
             self._send(self._remote, parcel)
             return True
@@ -200,6 +214,17 @@ class Mirror:
             return False
         self._send(self._remote, parcel)
         return True
+
+    def _forget(self, remote: RemoteRun, step: int) -> None:
+        with self._changed:
+            if self._parcel is not None and self._parcel.step > step:
+                self._drop()
+        there = {known for known in remote.steps() if known <= step}
+        remote.retire(there)
+        with self._changed:
+            self._there, self._unfit = there, {known for known in self._unfit if known <= step}
+            if self._void_after == step:
+                self._void_after = None
 
     def _next(self) -> Parcel | None:
         """Return the checkpoint to send, having taken hold of its files."""

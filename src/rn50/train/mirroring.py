@@ -32,6 +32,8 @@ class Mirrored:
     notices: Callable[[], list[Record]] = list
     keep_by: Callable[[Kept], None] = lambda kept: None
     """Takes the policy by which the run's checkpoints are kept."""
+    forget_after: Callable[[int], None] = lambda step: None
+    """To be called with the step that the run goes back to."""
 
     def told(self, write: Callable[[Record], None]) -> Callable[[Record], None]:
         """Return ``write``, followed by what the mirror has to tell."""
@@ -88,7 +90,7 @@ def mirroring(
     threading.Thread(target=mirror.run, name="rn50-mirror", daemon=True).start()
     try:
         with _ending(group, mirror, say, stopping):
-            yield Mirrored(mirror.published, mirror.notices, mirror.keep_by)
+            yield Mirrored(mirror.published, mirror.notices, mirror.keep_by, mirror.forget_after)
     finally:
         mirror.stop()
 

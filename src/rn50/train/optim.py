@@ -136,6 +136,8 @@ def load_momentum_buffers(
     if buffers and buffers.keys() != places.keys():
         differing = sorted(buffers.keys() ^ places.keys())
         raise ValueError(f"momentum of other parameters than the model's: {differing[:3]}")
+    for kept in optimizer.state.values() if not buffers else ():
+        torch._foreach_zero_([kept[kind] for kind in kinds if kind in kept])
     for key, buffer in buffers.items():
         kind, name = places[key]
         parameter = parameters[name]

@@ -12,26 +12,25 @@ from torch import nn
 
 from rn50 import config, distributed, durable, hardware
 from rn50.config import Run
-from rn50.data import cache, remote
 from rn50.data.bad_images import BadImages
 from rn50.data.decode import decoder_name
 from rn50.data.loader import Loader
-from rn50.data.plan import TrainPlan
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.distributed import Group
-from rn50.errors import DataError, InterruptedRunError, UsageError
-from rn50.evaluate import evaluate, labelled
+from rn50.errors import DataError, DivergedError, InterruptedRunError
+from rn50.evaluate import evaluate
 from rn50.model import weights
 from rn50.observe import record
 from rn50.observe.console import Console
 from rn50.observe.files import Reports
 from rn50.observe.record import Observer, Observers, Record, Recorder
 from rn50.remote_files import is_remote
-from rn50.train import changes, checkpoint, folder, lock, origin, probe, saving, swa
+from rn50.train import changes, checkpoint, folder, lock, origin, probe, rollback, saving, swa
 from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
 from rn50.train.clouds import notice_service
+from rn50.train.inputs import open_data, plan_of
 from rn50.train.loop import Surroundings, train
 from rn50.train.mirroring import Mirrored, mirroring
 from rn50.train.notices import Watch
@@ -117,7 +116,8 @@ def start(
         job = _with_micro_batch(job, state, saved, say)
         told = None if saved is None else saved.about
         saved = None  # its tensors are in the state now
-        _train(job, state, stop, mirror, told)
+        back = rollback.RollBack(run, job.place, group, mirror.forget_after, say)
+        back.until_through(partial(_train, job, stop, mirror), state, told)
         return _finished(job.place)
 
 
@@ -141,39 +141,6 @@ def _prepare(run: Run, group: Group, asked: str, say: Callable[[str], None]) -> 
         compute=compute,
         group=group,
     )
-
-
-def open_data(run: Run, group: Group, say: Callable[[str], None]) -> PackedDataset:
-    """Open the data set of a run, making or fetching it first where it is not there."""
-    data = run.storage.data
-    if not data:
-        if group.is_first:
-            data = str(_demo_data(run, say))
-        data = group.from_first(data)
-    return labelled(PackedDataset.open(remote.local_folder(data, say=say)), run.model)
-
-
-def plan_of(run: Run, split: PackedSplit, group: Group) -> TrainPlan:
-    """Return this process's plan of a run over ``split``."""
-    return TrainPlan(
-        images=run.images,
-        seed=run.seed,
-        widths=split.widths,
-        heights=split.heights,
-        rank=group.rank,
-        world_size=group.world_size,
-        augment=run.augment,
-        mix=run.mix,
-    )
-
-
-def _demo_data(run: Run, say: Callable[[str], None]) -> Path:
-    if run.recipe != "demo":
-        raise UsageError(
-            f"the recipe {run.recipe} needs data; give --data FOLDER, made by "
-            "`rn50 prepare SOURCE FOLDER`"
-        )
-    return cache.demo_data(say)
 
 
 def _to_resume(
@@ -220,14 +187,15 @@ def _with_micro_batch(
 
 def _train(
     job: _Job,
-    state: TrainState,
     stop: StopRequest,
     mirror: Mirrored,
+    state: TrainState,
     resumed: dict[str, Any] | None,
+    news: list[Record],
 ) -> None:
     """Train to the end; ``resumed`` is what the checkpoint told that the run goes on from."""
     run, group, compute = job.run, job.group, job.compute
-    plan = plan_of(run, job.train_split, group)
+    plan = rollback.detoured(plan_of(run, job.train_split, group), state.trouble.detour)
     timeline = Timeline(run, plan.steps_per_epoch)
     engine = Engine.of(state, run, compute, group)
     with ExitStack() as stack:
@@ -243,6 +211,7 @@ def _train(
         write, sync = _observe(job, state, timeline, stack, resumed=resumed is not None)
         saver = _saver(job, state, timeline, stack, sync, mirror, resumed)
         write = saver.told(mirror.told(write))
+        rollback.tell(news, write, sync)
         bad = BadImages(run.storage, job.dataset.classes, group, write)
         bad.recall(job.place / record.FILE_NAME)
         # One process of a machine asks for all.
@@ -262,7 +231,7 @@ def _train(
         )
         try:
             train(run, state, engine, timeline, surroundings)
-        except InterruptedRunError:
+        except (InterruptedRunError, DivergedError):
             saver.finish(write, state.step)
             # As soon as one process ends, torchrun ends the others: not before the save is done.
             group.wait()

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from rn50.config import Run
 from rn50.distributed import Group
-from rn50.errors import DivergedError
 from rn50.hardware import Compute
 from rn50.model import average, pretrained, resnet
 from rn50.model.pretrained import Pretrained
 from rn50.train import loss, optim
 from rn50.train.meter import Meter, Totals
-from rn50.train.trouble import Course, Trouble
+from rn50.train.trouble import Course, Trouble, TroubleError
 
 
 @dataclass(slots=True)
@@ -109,16 +108,16 @@ def snapshot(state: TrainState) -> Snapshot:
     Every process must call it at the same step.
 
     Raises:
-        DivergedError: The weights or the momentum are not finite: nobody could go on from them.
+        TroubleError: The weights or the momentum are not finite: nobody could go on from them.
     """
     drain(state)
     momentum = optim.momentum_buffers(state.model, state.optimizer)
     carried = [*state.model.parameters(), *momentum.values()]
     if not torch.isfinite(nn.utils.get_total_norm(carried)):
-        raise DivergedError(
-            f"the weights or the momentum are no longer finite after step {state.step:,}, and are "
-            "not saved; the checkpoints are from before: resume with a lower --lr or "
-            "--clip-grad-norm 1"
+        raise TroubleError(
+            f"the weights or the momentum are not finite after step {state.step:,} and are not "
+            "saved",
+            state.step - 1,
         )
     return Snapshot(
         step=state.step,
@@ -134,7 +133,7 @@ def snapshot(state: TrainState) -> Snapshot:
 
 
 def restore(state: TrainState, saved: Snapshot) -> None:
-    """Overwrite a new state with a snapshot, strictly: nothing may be missing or left over.
+    """Overwrite a state with a snapshot, strictly: nothing may be missing or left over.
 
     Raises:
         ValueError: The snapshot is of another network or lacks a part.
@@ -154,9 +153,11 @@ def restore(state: TrainState, saved: Snapshot) -> None:
                 net.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint is of another network: {error}") from error
+    state.optimizer.zero_grad(set_to_none=True)
     optim.load_momentum_buffers(state.model, state.optimizer, saved.momentum)
     if saved.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(saved.scaler)
+    state.meter.clear()
     state.meter.window = Totals(*saved.window)
     state.meter.epoch = Totals(*saved.epoch)
     if saved.trouble is not None:

@@ -17,6 +17,7 @@ MOST_OVERFLOWS = 30
 """Updates in a row that fp16's loss scaler may skip: it has halved its scale as often, from
 65,536 to less than 2**-13, and it is not the scale that is to blame."""
 _FAST_STEPS, _SLOW_STEPS, _PRIOR_STEPS = 10.0, 1000.0, 20.0
+_LENIENT_STEPS, _LENIENCE = 100.0, 10.0
 _NAMED = 10
 """How many steps a warning names."""
 _ADVICE = (
@@ -29,11 +30,13 @@ class TroubleError(DivergedError):
     """Numbers were bad for too long, or the loss exploded.
 
     Attributes:
+        fault: What was found.
         trusted: Updates done until which nothing was wrong: one report before what was found.
     """
 
-    def __init__(self, message: str, trusted: int) -> None:
-        super().__init__(message)
+    def __init__(self, fault: str, trusted: int) -> None:
+        super().__init__(f"{fault}; the checkpoints are from before: {_ADVICE}")
+        self.fault = fault
         self.trusted = trusted
 
 
@@ -45,36 +48,36 @@ class Course:
     (about 1000) as it was before, and half of the highest slow mean so far. The ratio makes it free
     of the loss's scale. The second condition is for late training: a loss of 0.01 may well be 0.1
     after a restart of the learning rate, at another size or with other mixing, but not as high as
-    when nothing was learned yet. In warm-up the slow mean is what a network that knows nothing
-    loses, counted as 20 steps, and the mean of what came since: a rise to a third above that, which
-    high rates bring, is far from three times it. A single step counts a tenth, whatever the length
-    of a window.
+    when nothing was learned yet. The slow mean begins with the loss of a network that knows
+    nothing, which stands for 20 steps. In the first 100 steps ``factor`` is ten times as high,
+    since a start without warm-up may be wild and yet end well. A single step counts a tenth,
+    whatever the length of a window.
     """
 
     fast: float = 0.0
-    fast_weight: float = 0.0
     slow: float = 0.0
-    slow_weight: float = 0.0
     highest: float = 0.0
+    steps: float = 0.0
 
     @classmethod
     def from_ignorance(cls, loss: float) -> "Course":
-        """Return the course before the first step, given the loss of a network that knows nothing.
-
-        It stands for a few steps in the slow mean.
-        """
-        return cls(slow=loss, slow_weight=1 - math.exp(-_PRIOR_STEPS / _SLOW_STEPS), highest=loss)
+        """Return the course before the first step, given the loss of knowing nothing."""
+        return cls(slow=loss, highest=loss)
 
     def after(self, loss: float, steps: float) -> "Course":
         """Return the course after some more steps with this mean loss."""
-        fast, fast_weight = _mean(self.fast, self.fast_weight, loss, steps / _FAST_STEPS)
-        slow, slow_weight = _mean(self.slow, self.slow_weight, loss, steps / _SLOW_STEPS)
-        return Course(fast, fast_weight, slow, slow_weight, max(self.highest, slow))
+        total = self.steps + steps
+        fast = self.fast + (loss - self.fast) * _share(steps / _FAST_STEPS, total / _FAST_STEPS)
+        slow = self.slow + (loss - self.slow) * _share(
+            steps / _SLOW_STEPS, (total + _PRIOR_STEPS) / _SLOW_STEPS
+        )
+        return Course(fast, slow, max(self.highest, slow), total)
 
     def explodes(self, then: "Course", factor: float) -> bool:
         """Return whether the loss explodes on the way from here to ``then``."""
-        limit = max(factor * self.slow, self.highest / 2)
-        return factor > 0 and self.slow_weight > 0 and then.fast > limit
+        lenience = _LENIENCE if self.steps < _LENIENT_STEPS else 1.0
+        limit = max(lenience * factor * self.slow, self.highest / 2)
+        return factor > 0 and self.slow > 0 and then.fast > limit
 
 
 @dataclass(slots=True)
@@ -154,14 +157,14 @@ class Trouble:
         if self.longest > run.guard.skip_updates:
             raise TroubleError(
                 f"the loss or the gradient was not finite in {self.longest} updates in a row, by "
-                f"step {step:,}; guard.skip_updates allows {run.guard.skip_updates}; none of them "
-                f"was done, and the checkpoints are whole: {_ADVICE}",
+                f"step {step:,}; none of them was done; guard.skip_updates allows "
+                f"{run.guard.skip_updates}",
                 trusted,
             )
         if self.idle > MOST_OVERFLOWS:
             raise TroubleError(
                 f"the gradient overflowed fp16 in {self.idle} updates in a row, by step {step:,}: "
-                f"no loss scale is low enough; the checkpoints are whole: {_ADVICE}",
+                "no loss scale is low enough",
                 trusted,
             )
         if window.images:
@@ -182,14 +185,17 @@ class Trouble:
         if self.course.explodes(then, run.guard.explosion):
             raise TroubleError(
                 f"the loss exploded to {window.loss:.4g} in the {steps:.0f} steps up to {step:,}; "
-                f"it was {self.course.slow:.4g}, and guard.explosion allows "
-                f"{run.guard.explosion:g} times that; the checkpoints are from before: {_ADVICE}",
+                f"the mean before was {self.course.slow:.4g}, and guard.explosion is "
+                f"{run.guard.explosion:g}",
                 step - max(run.log.every_steps, int(_FAST_STEPS)),
             )
 
 
-def _mean(mean: float, weight: float, value: float, steps: float) -> tuple[float, float]:
-    """Return a running mean and its weight after some steps; its weight rises to 1."""
-    keep = math.exp(-steps)
-    new = keep * weight + (1 - keep)
-    return mean + (value - mean) * (1 - keep) / new, new
+def _share(new: float, total: float) -> float:
+    """Return the share of the newest in an exponential mean that begins without a past.
+
+    Args:
+        new: How long the newest lasted, in time constants.
+        total: How long all has lasted, the newest included.
+    """
+    return math.expm1(-new) / math.expm1(-total)
