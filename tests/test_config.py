@@ -354,5 +354,5 @@ def test_swa_is_refused_where_it_makes_no_sense(schedule, averages, reason):
 
 
 def test_every_section_of_a_run_is_either_mathematics_or_not():
-    how = {"recipe", "hardware", "storage", "log"}
+    how = {"recipe", "hardware", "storage", "log", "guard"}
     assert {field.name for field in dataclasses.fields(Run)} == how | set(config.MATHEMATICS)

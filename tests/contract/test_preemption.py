@@ -234,7 +234,7 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed_and_it_loses_nothin
     words = runs.command(packed, tmp_path / "run", "--resume", processes=2)
     words.insert(words.index("--standalone"), "--max-restarts=2")
     launcher = runs.begin(words)
-    wait_for_step(tmp_path / "run", 6)
+    wait_for_step(tmp_path / "run", 10)  # the save at step 4 is through
     os.kill(workers(launcher.pid)[rank], signal.SIGKILL)
     assert launcher.wait(timeout=240) == 0
     kinds = [r["kind"] for r in record.read(tmp_path / "run" / "metrics.jsonl")]
