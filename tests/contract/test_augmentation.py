@@ -31,7 +31,7 @@ def test_a_run_with_every_augmentation_resumes_bit_identically(packed, tmp_path)
     assert {r["px"] for r in steps} == {32, 64}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_and_micro_batches_augment_and_mix_alike(packed, tmp_path):
     weights = []
     for processes, more in ((1, ()), (2, ("--micro-batch", "4"))):

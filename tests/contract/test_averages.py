@@ -79,7 +79,7 @@ def test_a_run_killed_in_its_swa_tail_ends_bit_identical_to_an_uninterrupted_one
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_killed_in_the_swa_tail_resume_bit_identically(packed, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     runs.finish(runs.command(packed, whole, *TAIL, processes=2))
@@ -89,7 +89,7 @@ def test_two_processes_killed_in_the_swa_tail_resume_bit_identically(packed, tmp
     runs.assert_same_end(whole, killed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_swa_does_not_change_what_is_trained(packed, uninterrupted, tmp_path):
     place = tmp_path / "without"
     runs.finish(runs.command(packed, place, *without_swa(TAIL)))
@@ -138,7 +138,7 @@ def test_the_swa_s_statistics_are_update_bn_s_over_the_last_batches(packed, unin
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_averages_score_like_their_model_and_would_not_without_their_statistics(
     packed, learned, tmp_path
 ):

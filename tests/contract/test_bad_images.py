@@ -91,7 +91,7 @@ def test_scores_keep_every_image_in_the_denominator_and_a_bad_one_is_wrong(skipp
         assert r["val"]["model"]["top5"] == pytest.approx(35 / 36)  # of four classes: all but it
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_over_bad_images_resumes_bit_identically(damaged, skipped, tmp_path):
     whole, _ = skipped
     killed = tmp_path / "killed"
@@ -102,7 +102,7 @@ def test_a_killed_run_over_bad_images_resumes_bit_identically(damaged, skipped, 
     assert len(told(killed)) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_do_not_change_the_substitutes(damaged, skipped, tmp_path):
     whole, _ = skipped
     place = tmp_path / "workers"
@@ -110,7 +110,7 @@ def test_workers_do_not_change_the_substitutes(damaged, skipped, tmp_path):
     runs.assert_same_end(whole, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_and_micro_batches_train_on_the_same_substitutes(damaged, tmp_path):
     weights, records = [], []
     for processes, more in ((1, ()), (2, ("--micro-batch", "4"))):
@@ -124,7 +124,7 @@ def test_processes_and_micro_batches_train_on_the_same_substitutes(damaged, tmp_
         torch.testing.assert_close(weights[1][key], value, rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_killed_over_bad_images_resume_bit_identically(damaged, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     runs.finish(runs.command(damaged, whole, *SKIP, processes=2))
@@ -134,7 +134,7 @@ def test_two_processes_killed_over_bad_images_resume_bit_identically(damaged, tm
     runs.assert_same_end(whole, killed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_more_bad_images_than_allowed_end_the_run(damaged, tmp_path, processes):
     more = ("--on-bad-image", "skip", "--storage.max-bad-images", "0.025")
@@ -150,7 +150,7 @@ def test_the_default_bound_is_one_in_a_thousand(damaged, tmp_path):
     assert re.search(r"[12] of 96 train images cannot be decoded", runs.finish(words, code=3))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verified_reads_find_what_still_decodes(packed, tmp_path):
     folder = Path(shutil.copytree(packed, tmp_path / "data"))
     train = PackedDataset.open(folder).split("train")

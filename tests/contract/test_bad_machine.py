@@ -30,7 +30,7 @@ def in_a_namespace(setup: str, words: list[str]) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_no_shared_memory_is_needed(packed, tmp_path, processes):
     words = runs.command(packed, tmp_path / "run", *ONE_EPOCH, processes=processes)
@@ -80,7 +80,7 @@ def test_a_data_folder_on_a_disk_that_was_emptied_says_so(tmp_path):
         assert "mount it, or copy the folder there again" in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_a_shard_cut_short_under_a_run_ends_it_by_an_error_and_not_by_a_signal(
     packed, tmp_path, policy
@@ -111,7 +111,7 @@ def test_a_shard_cut_short_under_a_run_ends_it_by_an_error_and_not_by_a_signal(
     assert "run the same command with --resume" in error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_data_folder_that_is_removed_under_a_run_is_read_to_the_end(packed, tmp_path):
     data = Path(shutil.copytree(packed, tmp_path / "data"))
     place = tmp_path / "run"

@@ -77,7 +77,7 @@ def test_a_fourth_ends_the_run_with_a_good_checkpoint_to_go_on_from(packed, tmp_
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_agree_although_one_alone_has_bad_numbers(packed, tmp_path):
     place = tmp_path / "run"
     words = runs.command(packed, place, *AVERAGED, processes=2)
@@ -91,7 +91,7 @@ def test_two_processes_agree_although_one_alone_has_bad_numbers(packed, tmp_path
     assert max((place / "checkpoints").glob("step-*")).name == "step-00000006"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_rolls_back_goes_on_with_other_draws_and_resumes_bit_identically(
     packed, tmp_path
 ):
@@ -137,7 +137,7 @@ def _is_back_at(place: Path, step: int) -> bool:
     return "rollback" in kinds and max(r["step"] for r in records) >= step
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_roll_back_together_and_stop_when_it_was_often_enough(packed, tmp_path):
     place = tmp_path / "run"
     faults = {"kind": "nan", "steps": [8, 9, 10, 11], "rank": 1, "detours": 2}
@@ -151,7 +151,7 @@ def test_processes_roll_back_together_and_stop_when_it_was_often_enough(packed, 
     assert max((place / "checkpoints").glob("step-*")).name == "step-00000008"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_explodes_is_gone_back_from_and_never_saved(packed, tmp_path):
     place = tmp_path / "run"
     more = ("--epochs", "4", "--storage.keep-checkpoints", "9", *ROLL_BACK)
@@ -166,7 +166,7 @@ def test_a_loss_that_explodes_is_gone_back_from_and_never_saved(packed, tmp_path
     assert state["trouble"]["detour"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_learning_rate_that_is_far_too_high_is_found_and_nothing_bad_is_saved(
     packed, tmp_path, processes

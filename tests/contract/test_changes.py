@@ -38,7 +38,7 @@ def test_extending_what_is_not_resumed_is_refused(packed, tmp_path):
     assert "--extend-to goes with --resume" in runs.finish(words, code=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_a_release_with_other_mathematics_is_refused_unless_allowed(packed, tmp_path):
     words = first_half(packed, tmp_path / "run")
     for state in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):

@@ -61,7 +61,7 @@ def test_a_new_run_begins_at_step_0_and_tells_what_it_began_from(finished, tuned
     assert about["init_from"] == start["init_from"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_began_from_weights_resumes_bit_identically_from_a_moved_copy_or_without(
     packed, finished, tuned, tmp_path
 ):
@@ -77,7 +77,7 @@ def test_a_run_that_began_from_weights_resumes_bit_identically_from_a_moved_copy
     runs.assert_same_end(tuned, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_beginning_is_refused_on_resume(packed, finished, tuned):
     other = finished / "model.safetensors"
     words = runs.command(packed, tuned, *FIXRES, "--resume")

@@ -168,7 +168,7 @@ def test_with_batch_norm_the_gradient_is_the_mean_of_those_of_micro_batches_seen
         torch.testing.assert_close(buffer, theirs.get_buffer(name))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_batch_norm_a_micro_batch_of_half_changes_the_loss_little_on_the_average():
     """Compared with what a learning rate that is a quarter too high does in the same 30 steps.
 
@@ -198,7 +198,7 @@ def test_with_batch_norm_a_micro_batch_of_half_changes_the_loss_little_on_the_av
     assert abs(mean_change(16, 0.02)) < 0.5 * abs(a_quarter_too_fast)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_take_what_fits_on_each_of_them(packed, tmp_path):
     place = tmp_path / "run"
     words = runs.command(packed, place, "--epochs", "2", processes=2)

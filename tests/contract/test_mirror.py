@@ -79,7 +79,7 @@ def test_a_run_killed_in_an_outage_and_wiped_ends_bit_identical_on_an_empty_mach
     assert {"train.log", "training_log.md", "model.safetensors", "loss.png"} <= names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_that_ends_in_an_outage_exits_33_and_sends_the_rest_when_it_is_run_again(
     packed, wire, tmp_path
@@ -100,7 +100,7 @@ def test_a_run_that_ends_in_an_outage_exits_33_and_sends_the_rest_when_it_is_run
     assert open_run(URL).folder.read(record.FILE_NAME) == (place / record.FILE_NAME).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_two_processes_asked_to_stop_leave_their_last_checkpoint_at_the_mirror(packed, tmp_path):
     place, mirror = tmp_path / "run", tmp_path / "mirror"

@@ -110,6 +110,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_with_33_in_time_and_loses_not
     runs.assert_same_end(uninterrupted_pair, tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_interruption_told_to_one_of_two_machines_ends_both_with_33_in_time(
     rank, packed, uninterrupted_pair, tmp_path
@@ -157,6 +158,7 @@ def test_a_rebalance_recommendation_saves_and_the_run_goes_on_as_if_nothing_were
     runs.assert_same_end(uninterrupted, tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["500", "garbage", "silent"])
 def test_a_metadata_service_that_fails_disturbs_nothing(fault, packed, uninterrupted, tmp_path):
     words = runs.command(packed, tmp_path / "run", *EC2)
@@ -194,6 +196,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_a_second_signal_in_the_middle_of_a_save_ends_at_once_and_harms_nothing(
     packed, uninterrupted, tmp_path
 ):
@@ -226,6 +229,7 @@ def workers(launcher: int) -> dict[int, int]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_starts_a_run_again_whose_worker_was_killed_and_it_loses_nothing(
@@ -242,6 +246,7 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed_and_it_loses_nothin
     runs.assert_same_end(uninterrupted_pair, tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_signalled_all_at_once_under_torchrun_a_run_saves_and_a_supervisor_is_told_33(
     packed, uninterrupted_pair, tmp_path

@@ -71,7 +71,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(packed, tmp_path):
     assert "images.batch_size is 15, which 2 processes cannot share" in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_whose_torchrun_was_killed_save_and_end(packed, tmp_path):
     whole, place = tmp_path / "whole", tmp_path / "orphaned"
     more = ("--epochs", "2")
