@@ -226,3 +226,11 @@ def test_a_gpu_augments_as_the_cpu_without_waiting():
         torch.cuda.set_sync_debug_mode("default")
     off = (got.cpu() - expected).abs() > 2.001 / 255 / min(STD)
     assert off.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("box", [(5, 7, 0, 0), (5, 7, 0, 3), (5, 7, 3, 0)])
+def test_a_box_clipped_to_nothing_mixes_nothing(box):
+    inputs = torch.rand(4, 3, 32, 32)
+    mixed, targets = mix(inputs.clone(), torch.arange(4), MixDraws(share=1.0, box=box))
+    assert torch.equal(mixed, inputs)
+    assert torch.equal(targets.labels, torch.arange(4))

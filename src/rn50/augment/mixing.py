@@ -36,7 +36,7 @@ def partners(values: Tensor) -> Tensor:
     there are changes nothing. The batch is shuffled, so that partners are as random as
     torchvision's.
     """
-    return values.reshape(-1, 2, *values.shape[1:]).flip(1).flatten(0, 1)
+    return values.reshape(len(values) // 2, 2, *values.shape[1:]).flip(1).flatten(0, 1)
 
 
 def mix(
