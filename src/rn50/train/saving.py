@@ -66,8 +66,7 @@ def check_space(place: Path, num_bytes: int, storage: Storage) -> None:
         UsageError: There is no room for those that are kept, one that is being written and the
             weights files, as far as they are not there yet.
     """
-    kept = 1 if storage.save_best_only else storage.keep_checkpoints
-    planned = kept + 3  # the best one, one being written, and the weights files
+    planned = _newest_kept(storage) + 3  # the best one, one being written, and the weights files
     there = sum(1 for _ in (place / checkpoint.FOLDER).glob("step-*"))
     needed = num_bytes * max(2, planned - there)
     free = shutil.disk_usage(place).free
@@ -77,6 +76,10 @@ def check_space(place: Path, num_bytes: int, storage: Storage) -> None:
             f"{needed / 1e6:,.0f} MB; make room, give another --output-dir, or fewer "
             "--storage.keep-checkpoints"
         )
+
+
+def _newest_kept(storage: Storage) -> int:
+    return 1 if storage.save_best_only else storage.keep_checkpoints
 
 
 class Saver:
@@ -162,10 +165,10 @@ class Saver:
         if self._timeline.ends_epoch(snapshot.step) and (
             is_last or not self._run.storage.save_best_only
         ):
-            there = checkpoint.parts(snapshot).keys()
-            names = [(f"{name}.safetensors", name) for name in record.NETWORKS if name in there]
+            there = set(checkpoint.parts(snapshot))
             if not self._timeline.swa_count(snapshot.step):
-                names = [(file, name) for file, name in names if name != "swa"]
+                there.discard("swa")
+            names = [(f"{name}.safetensors", name) for name in record.NETWORKS if name in there]
         if is_best and self._best is not None:
             names.append((BEST, self._best.network))
         return [(file, name, self._header(name, snapshot.step)) for file, name in names]
@@ -181,10 +184,9 @@ class Saver:
     def kept(self, steps: list[int]) -> set[int]:
         """Return, of the steps of all checkpoints, those to keep."""
         storage = self._run.storage
-        newest = 1 if storage.save_best_only else storage.keep_checkpoints
         every = storage.keep_every_epochs * self._timeline.steps_per_epoch
         lasting = {step for step in steps if every and step % every == 0}
-        return {*steps[-newest:], *lasting, *self._kept_least(steps)}
+        return {*steps[-_newest_kept(storage) :], *lasting, *self._kept_least(steps)}
 
     def _kept_least(self, steps: list[int]) -> set[int]:
         kept = {*steps[-1:]}
