@@ -8,6 +8,7 @@ from rn50.config import Average, Storage
 from rn50.errors import UsageError
 from rn50.recipes import recipe
 from rn50.train import checkpoint, saving
+from rn50.train.exports import Exports
 from rn50.train.saving import Best, Saver
 from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot
@@ -46,7 +47,8 @@ def make(tmp_path, dataset):
     def saver(resumed=None, **settings) -> Saver:
         run = replace(RUN, storage=Storage(**settings))
         stores.append(Store(tmp_path, sync=lambda: None, published=lambda path: None))
-        return Saver(run, dataset, Timeline(run, 10), {}, stores[-1], resumed)
+        classes = tuple((one.id, one.name) for one in dataset.classes)
+        return Saver(Exports(run, classes, Timeline(run, 10)), {}, stores[-1], resumed)
 
     yield saver
     for store in stores:

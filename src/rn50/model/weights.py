@@ -63,13 +63,23 @@ def header(
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what a weights file says of itself; ``classes`` are (id, name) by output."""
-    return {
+    told = {
         "model": dataclasses.asdict(model),
         "images": dataclasses.asdict(images),
         "class_ids": [class_id for class_id, _ in classes],
         "class_names": [name for _, name in classes],
         "about": about,
     }
+    return dict(json.loads(json.dumps(told)))  # as it is read back
+
+
+def told(path: Path) -> dict[str, Any] | None:
+    """Return the header of a weights file, or None where there is no such file or header."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})[HEADER]))
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        return None
 
 
 def load(path: Path) -> Weights:

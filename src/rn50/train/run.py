@@ -30,6 +30,7 @@ from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
 from rn50.train.clouds import notice_service
+from rn50.train.exports import Exports
 from rn50.train.inputs import open_data, plan_of
 from rn50.train.loop import Surroundings, train
 from rn50.train.mirroring import Mirrored, mirroring
@@ -110,6 +111,7 @@ def start(
             )
         )
         if saved is not None and _is_finished(job, saved):
+            _mend(job, saved.about, saved.snapshot.step)
             say(f"the run in {job.place} is finished; nothing is left to do")
             return _finished(job.place)
         state, job = _state(job, saved, say)
@@ -209,7 +211,7 @@ def _train(
             )
         )
         write, sync = _observe(job, state, timeline, stack, resumed=resumed is not None)
-        saver = _saver(job, state, timeline, stack, sync, mirror, resumed)
+        saver = _saver(job, state, stack, sync, mirror, resumed)
         write = saver.told(mirror.told(write))
         rollback.tell(news, write, sync)
         bad = BadImages(run.storage, job.dataset.classes, group, write)
@@ -289,7 +291,6 @@ def _evaluate(
 def _saver(
     job: _Job,
     state: TrainState,
-    timeline: Timeline,
     stack: ExitStack,
     sync: Callable[[], None],
     mirror: Mirrored,
@@ -310,10 +311,24 @@ def _saver(
         store = stack.enter_context(
             closing(Store(job.place, sync=sync, published=mirror.published))
         )
-    before = None if resumed is None else (resumed, state.step)
-    saver = Saver(job.run, job.dataset, timeline, about, store, before)
+    before = None
+    if resumed is not None:
+        before = (resumed, state.step)
+        _mend(job, resumed, state.step)
+    saver = Saver(_exports(job), about, store, before)
     mirror.keep_by(saver.kept)
     return saver
+
+
+def _exports(job: _Job) -> Exports:
+    plan = plan_of(job.run, job.train_split, job.group)
+    classes = tuple((one.id, one.name) for one in job.dataset.classes)
+    return Exports(job.run, classes, Timeline(job.run, plan.steps_per_epoch))
+
+
+def _mend(job: _Job, resumed: dict[str, Any], step: int) -> None:
+    if job.group.is_first:
+        _exports(job).mend(job.place, resumed, step)
 
 
 def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:

@@ -8,17 +8,12 @@ from typing import Any
 
 from rn50 import config
 from rn50.config import Run, Storage
-from rn50.data.shards import PackedDataset
 from rn50.errors import UsageError
-from rn50.model import weights
-from rn50.observe import record
 from rn50.observe.record import Record
 from rn50.train import checkpoint
-from rn50.train.schedule import Timeline
+from rn50.train.exports import BEST, Export, Exports
 from rn50.train.state import Snapshot
 from rn50.train.store import Order, Store
-
-BEST = "best.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +81,7 @@ class Saver:
     """Decides what a save writes and keeps, on the first process; on the others it does nothing.
 
     Args:
-        run: All settings.
-        dataset: What is trained on; its classes go into weights files.
-        timeline: The run in steps.
+        exports: The weights files of the run, and its settings.
         about: What each checkpoint tells, besides the best so far.
         store: Writes; None on the other processes.
         resumed: What the checkpoint told that the run went on from, and its step; None: a new run.
@@ -96,17 +89,14 @@ class Saver:
 
     def __init__(
         self,
-        run: Run,
-        dataset: PackedDataset,
-        timeline: Timeline,
+        exports: Exports,
         about: dict[str, Any],
         store: Store | None,
         resumed: tuple[dict[str, Any], int] | None,
     ) -> None:
-        self._run = run
-        self._classes = [(one.id, one.name) for one in dataset.classes]
-        self._timeline = timeline
-        self._about = {"run": config.to_dict(run), **about}
+        self._exports = exports
+        self._run: Run = exports.run
+        self._about = {"run": config.to_dict(exports.run), **about}
         self._store = store
         self._evaluated: Record | None = None
         self._resumed_from = None if resumed is None else resumed[1]
@@ -137,9 +127,13 @@ class Saver:
             found = Best.of(self._evaluated, self._run.storage)
         is_best = found is not None and found.beats(self._best, self._run.storage)
         self._best = found if is_best else self._best
-        exports = self._exports(snapshot, is_best=is_best)
+        networks = checkpoint.parts(snapshot)
+        due = self._exports.at(snapshot.step, networks)
+        if is_best and self._best is not None:
+            due.append(Export(BEST, self._best.network, snapshot.step))
+        exports = tuple((one.file, one.network, self._exports.header(one)) for one in due)
         about = {**self._about, "best": asdict(self._best) if self._best else None}
-        self._store.save(snapshot, Order(about, self.kept, self._kept_least, tuple(exports)))
+        self._store.save(snapshot, Order(about, self.kept, self._kept_least, exports))
 
     def finish(self, write: Callable[[Record], None], step: int) -> None:
         """Wait until all is written, and tell of it.
@@ -157,34 +151,10 @@ class Saver:
         for news in self._store.news():
             write({"step": step, **news})
 
-    def _exports(
-        self, snapshot: Snapshot, *, is_best: bool
-    ) -> list[tuple[str, str, dict[str, Any]]]:
-        names = []
-        is_last = snapshot.step == self._timeline.total_steps
-        if self._timeline.ends_epoch(snapshot.step) and (
-            is_last or not self._run.storage.save_best_only
-        ):
-            there = set(checkpoint.parts(snapshot))
-            if not self._timeline.swa_count(snapshot.step):
-                there.discard("swa")
-            names = [(f"{name}.safetensors", name) for name in record.NETWORKS if name in there]
-        if is_best and self._best is not None:
-            names.append((BEST, self._best.network))
-        return [(file, name, self._header(name, snapshot.step)) for file, name in names]
-
-    def _header(self, network: str, step: int) -> dict[str, Any]:
-        return weights.header(
-            model=self._run.model,
-            images=self._run.images,
-            classes=self._classes,
-            about={"recipe": self._run.recipe, "step": step, "network": network},
-        )
-
     def kept(self, steps: list[int]) -> set[int]:
         """Return, of the steps of all checkpoints, those to keep."""
         storage = self._run.storage
-        every = storage.keep_every_epochs * self._timeline.steps_per_epoch
+        every = storage.keep_every_epochs * self._exports.timeline.steps_per_epoch
         lasting = {step for step in steps if every and step % every == 0}
         return {*steps[-_newest_kept(storage) :], *lasting, *self._kept_least(steps)}
 
