@@ -228,7 +228,7 @@ def differences(case: Case, peaceful: Path, tortured: Path) -> str:
             runs.assert_same_end(peaceful, tortured)
             for path in peaceful.glob("*.safetensors"):
                 assert path.read_bytes() == (tortured / path.name).read_bytes(), path.name
-    except AssertionError as error:
+    except (AssertionError, FileNotFoundError) as error:
         return str(error)
     return ""
 
