@@ -108,7 +108,7 @@ def test_a_bad_image_stays_in_the_denominator_as_a_wrong_guess(
     with (folder / shard).open("r+b") as file:
         file.seek(offset)
         file.write(bytes(300))
-    monkeypatch.setattr(evaluation, "_BATCH", batch)
+    monkeypatch.setattr(evaluation, "BATCH", batch)
     with Loader(CPU, workers=2, prefetch=2) as loader:
         args = ({"model": net}, PackedDataset.open(folder).split("val"), IMAGES, loader, COMPUTE)
         told = []
@@ -127,7 +127,7 @@ def test_a_bad_image_stays_in_the_denominator_as_a_wrong_guess(
 def test_every_image_is_scored_whatever_the_batch(dataset, monkeypatch, batch):
     net = a_net(9, seed=0)
     expected = slow_scores(net, dataset)
-    monkeypatch.setattr(evaluation, "_BATCH", batch)
+    monkeypatch.setattr(evaluation, "BATCH", batch)
     got = scores_of({"model": net}, dataset)["model"]
     assert got["images"] == 36
     assert (got["top1"], got["top5"]) == (expected["top1"], expected["top5"])

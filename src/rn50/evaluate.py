@@ -28,7 +28,8 @@ from rn50.observe.record import NETWORKS
 LOSS_UNIT = 2.0**-16
 """Losses are added as integers of this unit, so that their sum does not depend on the order."""
 
-_BATCH = 256
+BATCH = 256
+"""Images per forward pass."""
 
 
 def labelled(dataset: PackedDataset, model: Model) -> PackedDataset:
@@ -81,7 +82,7 @@ def score(
                 "ends; give the folder of such a run, or a weights file"
             )
     loaded = {file.stem: weights.load(file) for file in files}
-    dataset = _of_classes(PackedDataset.open(data), loaded, say)
+    dataset = of_classes(PackedDataset.open(data), loaded, say)
     compute = hardware.resolve(settings)
     nets: dict[str, nn.Module] = {n: one.net.to(compute.device) for n, one in loaded.items()}
     images = next(iter(loaded.values())).images
@@ -91,10 +92,19 @@ def score(
         return evaluate(nets, dataset.split("val"), images, loader, compute, Group())
 
 
-def _of_classes(
+def of_classes(
     dataset: PackedDataset, loaded: dict[str, weights.Weights], say: Callable[[str], None]
 ) -> PackedDataset:
-    """Return the data with the labels of the weights."""
+    """Return the data with the labels of the weights, which may tell more classes apart.
+
+    Args:
+        dataset: The data.
+        loaded: The weights by name, at least one.
+        say: Told where the data has only some of the classes.
+
+    Raises:
+        DataError: The data has other classes, or the weights differ in theirs.
+    """
     ids = tuple(c.id for c in dataset.classes)
     first, one = next(iter(loaded.items()))
     if all(other.class_ids == ids for other in loaded.values()):
@@ -153,18 +163,15 @@ def evaluate(
     normalise = Normalise(images.mean, images.std).to(compute.device)
     counts = torch.zeros(len(nets), 4, dtype=torch.int64, device=compute.device)
     requests = evaluation_requests(
-        images, split.num_images, _BATCH, rank=group.rank, world_size=group.world_size
+        images, split.num_images, BATCH, rank=group.rank, world_size=group.world_size
     )
-    dtype = compute.autocast_dtype
     met = [np.empty(0, np.int64)]
     for batch in loader.read(split, requests, on_bad="error" if bad is None else "blank"):
         inputs = normalise(batch.images)
         met.append(batch.bad)
         lost = np.isin(batch.request.ids, batch.bad)
         for row, net in enumerate(nets.values()):
-            with torch.autocast(compute.device.type, dtype=dtype, enabled=dtype is not None):
-                logits = net(inputs)
-            counts[row] += _count_whole(logits.float(), batch.labels, lost)
+            counts[row] += _count_whole(logits_of(net, inputs, compute), batch.labels, lost)
     if bad is not None:
         bad(np.concatenate(met))
     for name, net in nets.items():
@@ -180,6 +187,16 @@ def evaluate(
             "images": total,
         }
     return scores
+
+
+def logits_of(
+    net: nn.Module, inputs: Float[Tensor, "batch 3 px px"], compute: Compute
+) -> Float[Tensor, "batch classes"]:
+    """Return a network's scores as float32, computed in the precision of ``compute``."""
+    dtype = compute.autocast_dtype
+    with torch.autocast(compute.device.type, dtype=dtype, enabled=dtype is not None):
+        logits = net(inputs)
+    return logits.float()
 
 
 def _count_whole(
@@ -200,10 +217,20 @@ def count(
     logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
 ) -> Int64[Tensor, " 4"]:
     """Return images, summed loss in units of 2**-16, and top-1 and top-5 hits, on the device."""
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    units = (losses.nan_to_num(nan=2.0**20, posinf=2.0**20) / LOSS_UNIT).round().long().sum()
+    units = loss_units(logits, labels).sum()
     hits = [topk_correct(logits, labels, min(k, logits.shape[1])) for k in (1, 5)]
     return torch.stack([torch.full_like(units, len(labels)), units, *hits])
+
+
+def loss_units(
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
+) -> Int64[Tensor, " batch"]:
+    """Return the cross-entropy of each image in units of 2**-16, on the device.
+
+    That of a network that diverged is 2**20: large and finite.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return (losses.nan_to_num(nan=2.0**20, posinf=2.0**20) / LOSS_UNIT).round().long()
 
 
 def topk_correct(
