@@ -32,6 +32,7 @@ ONECYCLE = ("--lr-schedule", "onecycle", "--warmup-epochs", "0")
         (("--loss.bce-threshold", "0.2"), "bce_threshold is 0.2, but the loss is cross-entropy"),
         (("--augment.repeats", "3", "-b", "4"), "a batch has only 4 images; it must hold two"),
         (("--mixup-alpha", "0.2", "-b", "9"), "images are mixed in pairs; make it even"),
+        (("--price-per-hour", "-1"), "price_per_hour is -1.0: input should be greater than or"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_with_the_reason(words, reason, capsys):

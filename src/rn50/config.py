@@ -25,6 +25,7 @@ from rn50.errors import UsageError
 from rn50.optimisation import Loss as Loss
 from rn50.optimisation import Optim as Optim
 from rn50.optimisation import Schedule as Schedule
+from rn50.reporting import Log as Log
 from rn50.safeguards import Guard as Guard
 from rn50.section import Count, Fraction, NotNegative, Positive, explain, section
 
@@ -225,18 +226,6 @@ class Storage:
     spot_notices: SpotNotices = "auto"
     """Whose notices are watched that this machine is about to be taken away: then the run saves and
     exits with 33. auto: those of the cloud that the machine's firmware names, if any."""
-
-
-@section
-class Log:
-    """What is reported, and how often."""
-
-    every_steps: Annotated[Count, tyro.conf.arg(aliases=["--log-every"])] = 20
-    """Steps between two progress records; the only time the device is waited for."""
-    eval_epochs: Annotated[Count, tyro.conf.arg(aliases=["--eval-every"])] = 1
-    """Epochs between two evaluations; the last epoch is always evaluated."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files (needs the extra `rn50[track]`)."""
 
 
 @section
