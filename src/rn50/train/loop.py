@@ -61,7 +61,7 @@ def train(
         train_step(state, engine, batch, knobs, run)
         done = state.step
         for pace in (window, epoch):
-            pace.step(run.images.batch_size, batch.wait_s)
+            pace.step(run.images.batch_size, batch.wait_s, batch.request.px)
 
         facts = {"step": done, "lr": knobs.lr, "px": batch.request.px}
         ends_epoch = timeline.ends_epoch(done)
