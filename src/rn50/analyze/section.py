@@ -1,5 +1,6 @@
 """What an analysis is made of: sections of words, facts and pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,11 @@ class Picture:
     alt: str
     """What is to be seen, for those who do not see it."""
 
+    @property
+    def markdown(self) -> str:
+        """Return what shows it in Markdown."""
+        return f"![{self.alt}]({self.name})"
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -25,3 +31,18 @@ class Section:
     facts: dict[str, Any] = field(default_factory=dict)
     """The same and more as plain JSON."""
     pictures: tuple[Picture, ...] = ()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """Return a table in GitHub's Markdown.
+
+    Args:
+        header: The columns' names.
+        rows: As many cells each.
+        words: So many columns at the left are text; the others are numbers, set to the right.
+    """
+    marks = [":--" if i < words else "--:" for i in range(len(header))]
+    lines = [header, marks, *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
