@@ -27,7 +27,7 @@ NETWORKS = ("model", "average", "swa")
 """The networks of a run, by their names in the records and on the disk: what is trained, its EMA
 and its SWA, of which a run may lack the last two."""
 
-_INCIDENTAL = {"resume", "checkpoint", "warning", "notice", "mirror"}
+_INCIDENTAL = {"resume", "checkpoint", "warning", "notice", "mirror", "stall"}
 
 
 class Recorder:
@@ -171,7 +171,8 @@ def without_timing(records: Iterable[Record]) -> list[Record]:
     """Return what training produced, which is equal for a resumed and an uninterrupted run.
 
     Left out are the clock's values, and whole records that tell when a process was stopped, saved,
-    was told something or had something to warn of: resume, checkpoint, notice, mirror and warning.
+    was told something, was slow or had something to warn of: resume, checkpoint, notice, mirror,
+    stall and warning.
     """
     return [
         {key: value for key, value in record.items() if key != TIMING}
@@ -183,6 +184,13 @@ def without_timing(records: Iterable[Record]) -> list[Record]:
 def shown(value: float | None, spec: str) -> str:
     """Return ``value`` formatted by ``spec``, or ``-`` where nothing or no number was recorded."""
     return "-" if value is None else format(value, spec)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people read them: ``12:34``, ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _cut(path: Path, last_step: int) -> None:
