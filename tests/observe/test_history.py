@@ -61,15 +61,14 @@ def test_hours_of_an_old_record_are_training_and_evaluation_added_up():
     assert history.hours_at(history.windows[2]) * 3600 == pytest.approx(42)
     assert history.hours_at(last(history)) * 3600 == pytest.approx(60)
     assert history.dollars_at(last(history)) is None
-    assert not history.has_price
+    assert history.dollars is None
+    assert history.hours * 3600 == pytest.approx(60)
 
 
-def test_hours_of_an_epoch_resumed_within_count_what_came_before_and_lost_windows_too():
+def test_hours_of_an_epoch_resumed_within_count_what_came_before():
     # The resumed process times the second half of the epoch only.
     resumed = [start(), window(20), start("resume", 20), window(40), epoch(1, seconds=12.0)]
     assert History.of(resumed).hours_at(resumed[-1]) * 3600 == pytest.approx(30)
-    no_windows = [start(), epoch(1), epoch(2)]
-    assert History.of(no_windows).hours_at(no_windows[-1]) * 3600 == pytest.approx(60)
 
 
 def test_hours_and_dollars_count_what_earlier_processes_spent_at_their_price():
@@ -78,7 +77,7 @@ def test_hours_and_dollars_count_what_earlier_processes_spent_at_their_price():
         window(20, elapsed_s=3600.0),
         epoch(1, elapsed_s=7200.0),
         # Half an hour was lost by the crash, and the next machine is dearer.
-        start("resume", 40, price_per_hour=10.0, timing={"spent_s": 9000.0}),
+        start("resume", 40, price_per_hour=10.0, timing={"spent_s": 9000.0, "spent_dollars": 5.0}),
         window(60, elapsed_s=1800.0),
         epoch(2, elapsed_s=3600.0),
     ]
@@ -88,27 +87,42 @@ def test_hours_and_dollars_count_what_earlier_processes_spent_at_their_price():
     assert at[1] == pytest.approx((2.0, 4.0))
     assert at[3] == pytest.approx((3.0, 10.0))
     assert at[4] == pytest.approx((3.5, 15.0))
-    assert history.has_price
+    assert (history.hours, history.dollars) == pytest.approx((3.5, 15.0))
 
 
 def test_hours_never_fall_where_the_record_of_a_resume_is_lost_or_older():
     lost = [start(), window(20, elapsed_s=100.0), window(40, elapsed_s=50.0)]
-    assert History.of(lost).hours_at(lost[-1]) * 3600 == pytest.approx(150)
+    assert History.of(lost).hours_at(lost[-1]) * 3600 == pytest.approx(100)
     older = [start(), window(20), start("resume", 20), window(40, elapsed_s=50.0)]
     assert History.of(older).hours_at(older[-1]) * 3600 == pytest.approx(62)
 
 
-def test_a_process_that_was_told_no_price_goes_by_that_of_the_others():
+def test_hours_before_the_first_known_price_count_at_it():
     records = [
         start(price_per_hour=0),
         window(20, seconds=3600.0),
         start("resume", 20, price_per_hour=4.0),
         window(40, seconds=3600.0),
-        start("resume", 40, price_per_hour=0),
-        window(60, seconds=3600.0),
     ]
     history = History.of(records)
-    assert history.dollars_at(records[-1]) == pytest.approx(12.0)
+    assert history.dollars_at(records[1]) == pytest.approx(4.0)
+    assert history.dollars_at(records[3]) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(("number", "seconds", "ratio"), [(2, 36.0, 1.5), (4, 28.0, None)])
+def test_an_epoch_is_slow_against_the_median_of_its_image_size(number, seconds, ratio):
+    epochs = [epoch(n, seconds=seconds if n == number else 24.0) for n in range(1, 6)]
+    larger = [epoch(n, seconds=96.0, px=128) for n in (6, 7)]
+    slow = History.of([*epochs, *larger]).slow_epochs
+    assert slow == ({number: pytest.approx(ratio)} if ratio else {})
+
+
+def test_a_step_is_placed_by_the_plan_or_else_by_what_was_trained():
+    at = {"kind": "resume", "step": 50}
+    assert History.of([start()]).epoch_at(at) == 50 / 40
+    assert History.of([window(20)]).epoch_at(at) == 50 / 40
+    assert History.of([]).epoch_at(at) is None
+    assert History.of([start()]).epoch_at(window(20)) == 0.5
 
 
 def test_a_torn_last_line_is_left_out_and_said(tmp_path):

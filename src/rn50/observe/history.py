@@ -5,22 +5,36 @@ better served by what there is: here what is damaged is left out, and said.
 """
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rn50.errors import UsageError
+from rn50.observe.cost import Cost
 from rn50.observe.record import FILE_NAME, NETWORKS, TIMING, Record
 
 CONFIG = "config.json"
 """The run's settings, beside its record."""
 
+SLOW = 1.2
+"""How many times the median of its image size an epoch lasts before it is called slow."""
+
 _NUMBERS = {
     *("step", "epoch", "epochs", "steps_per_epoch", "total_steps", "num_train", "num_val"),
     *("num_classes", "world_size", "price_per_hour", "lr", "px", "loss", "top1", "top5", "skipped"),
     *("train_loss", "train_top1", "seconds", "eval_seconds", "images_per_second", "data_wait"),
-    *("elapsed_s", "saving_s", "spent_s", "slowest_s", "slowest_wait_s", "usual_s"),
+    *(
+        "elapsed_s",
+        "saving_s",
+        "spent_s",
+        "spent_dollars",
+        "slowest_s",
+        "slowest_wait_s",
+        "usual_s",
+    ),
     *("gpu_utilisation", "gpu_memory", "gpu_power_w"),
 }
 _REQUIRED: dict[str, dict[str, type]] = {
@@ -162,7 +176,7 @@ class History:
         of = f" of {self.num_planned_epochs}" if self.num_planned_epochs else ""
         return f"not finished, {len(self.epochs)}{of} epochs done"
 
-    @property
+    @cached_property
     def best(self) -> tuple[Record, str] | None:
         """The epoch of the highest top-1 and whose it was; the earliest among equals."""
         candidates = [
@@ -173,10 +187,44 @@ class History:
         ]
         return max(candidates, key=lambda item: scores(*item)["top1"], default=None)
 
+    @cached_property
+    def slow_epochs(self) -> dict[int, float]:
+        """How many times the usual an epoch took, for those that took more than ``SLOW`` times.
+
+        The usual is the median of the epochs of the same image size: larger images take longer
+        and are none the worse for it.
+        """
+        lengths: dict[int | None, list[float]] = {}
+        for record in self.epochs:
+            lengths.setdefault(record.get("px"), []).append(timing(record, "seconds") or 0.0)
+        usual = {px: statistics.median(values) for px, values in lengths.items()}
+        ratios = {
+            record["epoch"]: (timing(record, "seconds") or 0.0) / usual[record.get("px")]
+            for record in self.epochs
+            if usual[record.get("px")]
+        }
+        return {number: ratio for number, ratio in ratios.items() if ratio > SLOW}
+
     @property
-    def has_price(self) -> bool:
-        """Whether an hourly price was recorded."""
-        return any(spent.dollars is not None for spent in self._spent.values())
+    def hours(self) -> float:
+        """Hours of machine time spent so far (see ``hours_at``)."""
+        return max((spent.seconds for spent in self._spent.values()), default=0.0) / 3600
+
+    @property
+    def dollars(self) -> float | None:
+        """What they cost, None if unknown (see ``dollars_at``)."""
+        known = [spent.dollars for spent in self._spent.values() if spent.dollars is not None]
+        return max(known, default=None)
+
+    def epoch_at(self, record: Record) -> float | None:
+        """Return how many epochs, with their fraction, were done at a record, if it can be told."""
+        if "epoch" in record:
+            return float(record["epoch"])
+        per_epoch = self.latest_facts.get("steps_per_epoch")
+        if not per_epoch:
+            known = [r["step"] / r["epoch"] for r in self.windows + self.epochs if r["epoch"]]
+            per_epoch = known[-1] if known else None
+        return record["step"] / per_epoch if per_epoch and "step" in record else None
 
     def hours_at(self, record: Record) -> float:
         """Return the hours of machine time spent up to a record of kind train or epoch.
@@ -189,8 +237,8 @@ class History:
     def dollars_at(self, record: Record) -> float | None:
         """Return what the hours up to a record of kind train or epoch cost, None if unknown.
 
-        Each hour counts at the price of the process that it was spent by; a process that was told
-        no price goes by that of the others.
+        Each hour counts at the price of the process that it was spent by, and hours before the
+        first price that is known at that.
         """
         return self._at(record).dollars
 
@@ -216,46 +264,18 @@ class _Spent:
 
 def _spending(records: Sequence[Record]) -> dict[tuple[str, float], _Spent]:
     """Return time and money spent up to each record, by kind and step."""
-    prices = [record["price_per_hour"] for record in records if record.get("price_per_hour")]
-    price = prices[0] if prices else None
+    first_price = next((r["price_per_hour"] for r in records if r.get("price_per_hour")), None)
     spent: dict[tuple[str, float], _Spent] = {}
-    at = before = 0.0
-    dollars = 0.0
-    for record, at in _clock(records):
-        dollars += (at - before) / 3600 * (price or 0.0)
-        before = at
-        price = record.get("price_per_hour") or price
-        spent[record["kind"], record.get("step", 0)] = _Spent(
-            at, None if price is None else dollars
-        )
-    return spent
-
-
-def _clock(records: Sequence[Record]) -> Iterator[tuple[Record, float]]:
-    """Yield records with the seconds of machine time spent by then, which never fall."""
-    at = began = elapsed = epoch_began = 0.0
+    cost = Cost()
     for record in records:
-        kind, now = record.get("kind"), timing(record, "elapsed_s")
-        if kind in ("start", "resume"):
-            at = began = max(at, timing(record, "spent_s") or 0.0)
-            elapsed = 0.0
-        elif kind not in ("train", "epoch"):
-            continue
-        elif now is not None:
-            if now < elapsed:  # another process, whose resume is not in the record
-                began = at
-            elapsed = now
-            at = max(at, began + now)
-        elif kind == "train":
-            at += timing(record, "seconds") or 0.0
-        else:
-            # A process that begins within an epoch times its own part only; where records of the
-            # windows are lost, the epoch still tells.
-            at = max(at, epoch_began + (timing(record, "seconds") or 0.0))
-            at += timing(record, "eval_seconds") or 0.0
-        if kind == "epoch":
-            epoch_began = at
-        yield record, at
+        cost.take(record)
+        if record.get("kind") in ("train", "epoch"):
+            # Hours before the first price that is known count at it.
+            dollars = (
+                None if first_price is None else cost.dollars or cost.seconds * first_price / 3600
+            )
+            spent[record["kind"], record["step"]] = _Spent(cost.seconds, dollars)
+    return spent
 
 
 def _records(path: Path, problems: list[str]) -> list[Record]:
