@@ -37,6 +37,11 @@ class Group:
         """Return whether this process is the one that writes."""
         return self.rank == 0
 
+    @property
+    def node(self) -> int:
+        """Return the number of this process's machine, from 0; all have as many processes."""
+        return self.rank // self.local_world_size
+
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return a module whose backward averages gradients over the processes.
 

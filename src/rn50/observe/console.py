@@ -31,6 +31,7 @@ class Console:
         live: Whether the stream understands cursor movements; None asks it. Without, no escape
             code is written, and at most one line of progress every ten seconds.
         clock: Seconds from any origin.
+        prefix: What each line begins with, away from a terminal.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class Console:
         *,
         live: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
+        prefix: str = "",
     ) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._clock = clock
+        self._prefix = prefix
         self._last_plain_s: float | None = None
         self._pace = _Pace()
         if live is None:
@@ -121,6 +124,7 @@ class Console:
             self._live.console.print(Text(text, style), soft_wrap=True)
             return
         encoding = self._stream.encoding or "utf-8"
+        text = self._prefix + text.replace("\n", f"\n{self._prefix}")
         self._stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         self._stream.flush()
 

@@ -106,12 +106,17 @@ class Observers:
 
     An observer that raises is dropped, with a warning to the record and to the other observers.
     Only the recorder's own errors are passed on: without a record the run could not be resumed.
+    A process that only shows what another one records has no recorder.
     """
 
-    def __init__(self, recorder: Recorder, others: Sequence[Observer] = ()) -> None:
+    def __init__(self, recorder: Recorder | None, others: Sequence[Observer] = ()) -> None:
         self.recorder = recorder
         self._others = list(others)
         self._step = 0
+
+    def add(self, observer: Observer) -> None:
+        """Show an observer all that comes from now on, after the others."""
+        self._others.append(observer)
 
     def write(self, record: Record) -> None:
         """Record ``record`` and show it to all observers.
@@ -120,7 +125,8 @@ class Observers:
             UsageError: The record cannot be written.
         """
         self._step = record.get("step", self._step)
-        self.recorder.write(record)
+        if self.recorder is not None:
+            self.recorder.write(record)
         for observer in tuple(self._others):
             # An observer dropped for its failure at an inner warning has seen enough.
             if observer not in self._others:
@@ -135,12 +141,14 @@ class Observers:
 
     def sync(self) -> None:
         """Flush the record to the disk; call it before a checkpoint is published."""
-        self.recorder.sync()
+        if self.recorder is not None:
+            self.recorder.sync()
 
     def close(self) -> None:
         """Close all observers, the last first, and then the recorder; closing twice is allowed."""
         with contextlib.ExitStack() as stack:
-            stack.callback(self.recorder.close)
+            if self.recorder is not None:
+                stack.callback(self.recorder.close)
             for observer in self._others:
                 stack.callback(self._close, observer)
 

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from rn50 import config, distributed, durable, hardware
+from rn50 import distributed, hardware
 from rn50.config import Run
 from rn50.data.bad_images import BadImages
 from rn50.data.decode import decoder_name
@@ -21,9 +20,8 @@ from rn50.errors import DataError, DivergedError, InterruptedRunError
 from rn50.evaluate import evaluate
 from rn50.model import weights
 from rn50.observe import record
-from rn50.observe.console import Console
-from rn50.observe.files import Reports
-from rn50.observe.record import Observer, Observers, Record, Recorder
+from rn50.observe.cost import Meter
+from rn50.observe.record import TIMING, Record
 from rn50.remote_files import is_remote
 from rn50.train import changes, checkpoint, folder, lock, origin, probe, rollback, saving, swa
 from rn50.train import resume as resumes
@@ -35,6 +33,7 @@ from rn50.train.inputs import open_data, plan_of
 from rn50.train.loop import Surroundings, train
 from rn50.train.mirroring import Mirrored, mirroring
 from rn50.train.notices import Watch
+from rn50.train.observing import Observing, now
 from rn50.train.origin import Origin
 from rn50.train.preempt import Requests, StopRequest
 from rn50.train.saving import Saver
@@ -66,6 +65,8 @@ class _Job:
     place: Path
     compute: hardware.Compute
     group: Group
+    meter: Meter
+    """What this process costs."""
     begun: Origin | None = None
     """The weights that the run began from, where they were not random."""
 
@@ -91,11 +92,12 @@ def start(
     Raises:
         UsageError, DataError, DivergedError, InterruptedRunError: As their classes say.
     """
+    meter = Meter()
     with ExitStack() as stack:
         group = stack.enter_context(distributed.group(hardware.device_type(run.hardware)))
         say = say if group.is_first else _silently
         asked = resumes.AUTO if resume is True else resume or ""
-        job = _prepare(run, group, asked, say)
+        job = _prepare(run, group, asked, meter, say)
         if group.is_first:
             stack.enter_context(lock.locked(job.place, say=say))
         saved = _to_resume(job, asked, allow_change, say) if asked else None
@@ -123,7 +125,7 @@ def start(
         return _finished(job.place)
 
 
-def _prepare(run: Run, group: Group, asked: str, say: Callable[[str], None]) -> _Job:
+def _prepare(run: Run, group: Group, asked: str, meter: Meter, say: Callable[[str], None]) -> _Job:
     compute = hardware.resolve(
         run.hardware, local_rank=group.local_rank, local_world_size=group.local_world_size
     )
@@ -142,6 +144,7 @@ def _prepare(run: Run, group: Group, asked: str, say: Callable[[str], None]) -> 
         place=place,
         compute=compute,
         group=group,
+        meter=meter,
     )
 
 
@@ -210,10 +213,13 @@ def _train(
                 verify_reads=run.storage.verify_reads,
             )
         )
-        write, sync = _observe(job, state, timeline, stack, resumed=resumed is not None)
-        saver = _saver(job, state, stack, sync, mirror, resumed)
-        write = saver.told(mirror.told(write))
-        rollback.tell(news, write, sync)
+        kind = "start" if resumed is None else "resume"
+        facts = {"kind": kind, "step": state.step, **_facts(job, state, timeline)}
+        observing = Observing(run, job.place, group, compute.device, job.meter)
+        observed = stack.enter_context(observing.begun(facts))
+        saver = _saver(job, state, stack, observed.sync, mirror, resumed)
+        write = saver.told(mirror.told(observed.write))
+        rollback.tell(news, write, observed.sync)
         bad = BadImages(run.storage, job.dataset.classes, group, write)
         bad.recall(job.place / record.FILE_NAME)
         # One process of a machine asks for all.
@@ -239,37 +245,7 @@ def _train(
             group.wait()
             raise
         saver.finish(write, state.step)
-        write({"kind": "end", "step": state.step, "timing": {"time": _now()}})
-
-
-def _observe(
-    job: _Job, state: TrainState, timeline: Timeline, stack: ExitStack, *, resumed: bool
-) -> tuple[Callable[[Record], None], Callable[[], None]]:
-    """Return how to write a record and how to flush them; both do nothing but on one process."""
-    if not job.group.is_first:
-        return _ignore, lambda: None
-    resumed_at = state.step if resumed else None
-    if not resumed:
-        folder.discard_record(job.place)
-    with durable.explained(job.place):
-        job.place.mkdir(parents=True, exist_ok=True)
-    durable.write_json(job.place / folder.CONFIG, config.to_dict(job.run))
-    log = stack.enter_context((job.place / "train.log").open("a", encoding="utf-8"))
-    others: list[Observer] = [Console(), Console(log, live=False), Reports(job.place)]
-    if job.run.log.tensorboard:
-        from rn50.observe.trackers import TensorBoard
-
-        others.append(TensorBoard(job.place / "tensorboard", resume_step=resumed_at))
-    recorder = Recorder(job.place / record.FILE_NAME, keep_through_step=resumed_at)
-    observers = stack.enter_context(closing(Observers(recorder, others)))
-    observers.write(
-        {
-            "kind": "resume" if resumed else "start",
-            "step": state.step,
-            **_facts(job, state, timeline),
-        }
-    )
-    return observers.write, observers.sync
+        write({"kind": "end", "step": state.step, TIMING: {"time": now()}})
 
 
 def _networks(state: TrainState, timeline: Timeline) -> dict[str, nn.Module]:
@@ -344,13 +320,13 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
         "num_classes": len(job.dataset.classes),
         "world_size": job.group.world_size,
         "device": hardware.describe(job.compute.device),
+        "device_type": job.compute.device.type,
         "profile": job.compute.profile,
         "precision": job.compute.precision,
         "init_from": job.begun,
         "micro_batch": job.compute.micro_batch,
         "decoder": decoder_name(),
         "versions": versions(),
-        "timing": {"time": _now()},
     }
 
 
@@ -361,7 +337,8 @@ def _is_finished(job: _Job, saved: Saved) -> bool:
 
 def _finished(place: Path) -> Finished:
     names = (
-        *("training_log.md", "train.log", "loss.png", "accuracy.png", "lr.png", "history.json"),
+        *("training_log.md", "train.log", "history.json"),
+        *(f"{name}.png" for name in ("loss", "accuracy", "lr", "throughput")),
         *(record.FILE_NAME, folder.CONFIG),
         *(f"{name}.safetensors" for name in (*record.NETWORKS, "best")),
     )
@@ -369,14 +346,6 @@ def _finished(place: Path) -> Finished:
     evaluated = [r["val"] for r in records if r["kind"] == "epoch" and r["val"]]
     files = tuple(place / name for name in names if (place / name).exists())
     return Finished(folder=place, files=files, scores=evaluated[-1] if evaluated else None)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _ignore(_: Record) -> None:
-    pass
 
 
 def _silently(_: str) -> None:
