@@ -374,14 +374,15 @@ def load(path: Path) -> Run:
 def mathematics(run: Run) -> dict[str, Any]:
     """Return the settings that decide what is trained, flat: ``{"optim.peak_lr": 0.5, …}``."""
     values = to_dict(run)
-    return dict(_flat({name: values[name] for name in MATHEMATICS}))
+    return flat({name: values[name] for name in MATHEMATICS})
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as ``{"section.setting": value, …}``, in their order."""
+    pairs: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{name}.")
+            pairs |= flat(value, f"{prefix}{name}.")
         else:
-            pairs.append((prefix + name, value))
+            pairs[prefix + name] = value
     return pairs

@@ -1,0 +1,271 @@
+"""What a report says of a run in words and figures, from its history alone."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rn50 import config
+from rn50.config import Run
+from rn50.errors import UsageError
+from rn50.observe.history import History, scores, timing
+from rn50.observe.record import NETWORKS, TIMING, Record, shown
+from rn50.recipes import RECIPES, published, summary
+
+_NAMES = {"model": "model", "average": "EMA of the model", "swa": "SWA of the model"}
+_MOST_EVENTS = 200
+"""Of one kind that the page lists; further ones are counted."""
+
+Pairs = list[tuple[str, str]]
+"""Names and values, in the order in which they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something out of the ordinary."""
+
+    epoch: str
+    kind: str
+    message: str
+
+
+def settings(history: History) -> Run | None:
+    """Return the settings of a run, or None where they are lost or of another version."""
+    try:
+        return config.from_dict(history.settings) if history.settings else None
+    except UsageError:
+        return None
+
+
+def tiles(history: History) -> Pairs:
+    """Return what is read first: result, length, time and money, speed."""
+    found: Pairs = []
+    if last := _last_scored(history):
+        name, score = max(
+            ((n, scores(last, n)) for n in NETWORKS if scores(last, n).get("top1") is not None),
+            key=lambda one: one[1]["top1"],
+        )
+        whose = "" if name == "model" else f" ({_NAMES[name].partition(' ')[0]})"
+        found.append((f"top-1, last epoch{whose}", f"{score['top1']:.2%}"))
+        found.append((f"top-5, last epoch{whose}", shown(score.get("top5"), ".2%")))
+    planned = history.num_planned_epochs
+    found.append(("epochs", f"{len(history.epochs)}" + (f" of {planned}" if planned else "")))
+    if latest := latest_record(history):
+        found.append(("time", duration(3600 * history.hours_at(latest))))
+        if (dollars := history.dollars_at(latest)) is not None:
+            found.append(("cost", f"${dollars:,.2f}"))
+    if speeds := _timed(history.windows, "images_per_second"):
+        found.append(("images/s, median", f"{statistics.median(speeds):,.0f}"))
+    if waits := _timed(history.epochs, "data_wait"):
+        found.append(("waiting for data", f"{statistics.fmean(waits):.1%}"))
+    return found
+
+
+def what_was_run(history: History) -> Pairs:
+    """Return recipe, network, data and plan."""
+    facts, run = history.latest_facts, settings(history)
+    found: Pairs = [("recipe", history.title)]
+    if history.title in RECIPES:
+        found[0] = ("recipe", f"{history.title}: {summary(history.title)}")
+        if (figure := published(history.title)) != "–":
+            found.append(("published top-1", figure))
+    if facts:
+        found += [
+            ("network", f"{facts.get('arch', '-')}, {_count(facts, 'parameters')} parameters"),
+            ("data", _data(history)),
+            (
+                "plan",
+                f"{_count(facts, 'epochs')} epochs of {_count(facts, 'steps_per_epoch')} steps, "
+                f"{_count(facts, 'total_steps')} in all",
+            ),
+        ]
+        if begun := facts.get("init_from"):
+            found.append(("begun from", str(begun)))
+    if run is not None:
+        test = f"tested at {run.images.test_px} px"
+        sides = f"trained at {_sides(run)} px, {test}"
+        found += [
+            ("images", sides),
+            ("batch", f"{run.images.batch_size:,} images"),
+            ("optimizer", _optimizer(run)),
+            ("seed", str(run.seed)),
+        ]
+    return found
+
+
+def where(history: History) -> Pairs:
+    """Return machine, precision, versions, when, for how long and for what money."""
+    facts = history.latest_facts
+    found: Pairs = []
+    if facts:
+        versions = facts.get("versions") or {}
+        world = facts.get("world_size", 1)
+        found += [
+            ("device", f"{facts.get('device', '-')}" + (f" × {world}" if world != 1 else "")),
+            ("precision", str(facts.get("precision", "-"))),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            ("started", str((history.facts.get(TIMING) or {}).get("time", "-"))),
+        ]
+    found.append(("state", history.state))
+    if latest := latest_record(history):
+        found.append(("time", f"{duration(3600 * history.hours_at(latest))} of machine time"))
+        if (dollars := history.dollars_at(latest)) is not None:
+            price = shown(facts.get("price_per_hour"), ",.2f")
+            found.append(("cost", f"${dollars:,.2f} at ${price} an hour"))
+        else:
+            found.append(("cost", "unknown; --price-per-hour tells it"))
+    if memory := _timed(history.windows, "gpu_memory"):
+        found.append(("GPU memory", f"{max(memory) / 2**30:.1f} GiB at most"))
+    if used := _timed(history.windows, "gpu_utilisation"):
+        found.append(("GPU utilisation", f"{statistics.fmean(used):.0%} on average"))
+    if power := _timed(history.windows, "gpu_power_w"):
+        found.append(("GPU power", f"{statistics.fmean(power):,.0f} W on average"))
+    return found
+
+
+def results(history: History) -> list[dict[str, str]]:
+    """Return the scores of the last evaluation, a row for each network.
+
+    Single centre crop and the last checkpoint of the schedule, never the best of them: the rules
+    under which published figures can be compared.
+    """
+    last = _last_scored(history)
+    if last is None:
+        return []
+    run, count = settings(history), history.latest_facts.get("num_val")
+    px = str(run.images.test_px) if run else "-"
+    rows = []
+    for name in NETWORKS:
+        score = scores(last, name)
+        if score.get("top1") is None:
+            continue
+        error = ""
+        if images := score.get("images") or count:
+            error = f" ± {math.sqrt(score['top1'] * (1 - score['top1']) / images):.2%}"
+        rows.append(
+            {
+                "network": _NAMES[name],
+                "top-1": f"{score['top1']:.2%}{error}",
+                "top-5": shown(score.get("top5"), ".2%"),
+                "test px": px,
+                "loss": shown(score.get("loss"), ".4f"),
+                "images": f"{images:,}" if images else "-",
+                "after epoch": str(last["epoch"]),
+            }
+        )
+    return rows
+
+
+def claims(history: History) -> list[str]:
+    """Return what a reader must know before comparing the results with published ones."""
+    run = settings(history)
+    said = [
+        "Single centre crop; every validation image counts once; the last checkpoint of the "
+        "schedule, not the best of many. ± is the standard error from the number of validation "
+        "images; another seed moves ResNet-50 on ImageNet by another 0.1 points or so.",
+    ]
+    if not history.finished:
+        said.append("The run has not come to its end: these are no final figures.")
+    if run is not None:
+        plain = "with BlurPool, which is to be compared with such networks only"
+        kind = "plain" if run.model.blurpool == "none" else plain
+        said.append(f"The network is {run.model.arch}, {kind}, with the {run.model.stem} stem.")
+        if run.images.test_px != 224 or run.model.num_classes != 1000:
+            said.append(
+                "Published figures of ImageNet-1k are at test sizes 224 and 288; these are of "
+                f"{run.model.num_classes:,} classes at {run.images.test_px} px."
+            )
+        if run.init_from:
+            said.append("It did not begin from random weights.")
+    if history.bad_images:
+        said.append("Images that could not be decoded count as wrong.")
+    return said
+
+
+def events(history: History) -> list[Event]:
+    """Return what went otherwise than planned, in the order of the run."""
+    steps_per_epoch = history.latest_facts.get("steps_per_epoch") or 0
+    timed: list[tuple[float, Event]] = []
+
+    def add(kind: str, records: Sequence[Record]) -> None:
+        for record in records[:_MOST_EVENTS]:
+            step = record.get("step") or 0
+            epoch = f"{step / steps_per_epoch:.2f}" if steps_per_epoch else f"step {step:,}"
+            timed.append((step, Event(epoch, kind, _message(record))))
+        if (more := len(records) - _MOST_EVENTS) > 0:
+            timed.append((math.inf, Event("", kind, f"and {more:,} more")))
+
+    add("restart", history.resumes)
+    add("stall", history.stalls)
+    add("roll-back", history.rollbacks)
+    add("bad image", history.bad_images)
+    add("warning", history.warnings)
+    add("skipped updates", [one for one in history.windows if one.get("skipped")])
+    return [event for _, event in sorted(timed, key=lambda one: one[0])]
+
+
+def latest_record(history: History) -> Record | None:
+    """Return the record of kind train or epoch that was made last."""
+    ends = [records[-1] for records in (history.windows, history.epochs) if records]
+    return max(ends, key=lambda record: (record["step"], record["kind"] == "epoch"), default=None)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: ``"2 h 05 min"``, ``"3 min 20 s"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _last_scored(history: History) -> Record | None:
+    scored = [
+        e for e in history.epochs if any(scores(e, n).get("top1") is not None for n in NETWORKS)
+    ]
+    return scored[-1] if scored else None
+
+
+def _timed(records: Sequence[Record], name: str) -> list[float]:
+    return [value for record in records if (value := timing(record, name)) is not None]
+
+
+def _message(record: Record) -> str:
+    match record["kind"]:
+        case "resume":
+            return f"went on at step {record['step']:,} on {record.get('device', 'this machine')}"
+        case "bad_image":
+            return f"{record['split']} image of {record['class']}: {record.get('key', '-')}"
+        case "train":
+            count = record["skipped"]
+            return f"{count} update{'s' * (count > 1)} left out: loss or gradient was not finite"
+        case _:
+            return str(record.get("message", ""))
+
+
+def _count(facts: Record, name: str) -> str:
+    value = facts.get(name)
+    return f"{value:,}" if isinstance(value, int) else "-"
+
+
+def _data(history: History) -> str:
+    facts = history.latest_facts
+    place = (history.settings.get("storage") or {}).get("data") or ""
+    counts = (
+        f"{_count(facts, 'num_train')} training and {_count(facts, 'num_val')} validation images "
+        f"of {_count(facts, 'num_classes')} classes"
+    )
+    return f"{place}: {counts}" if place else counts
+
+
+def _sides(run: Run) -> str:
+    sides = [px for _, px in run.images.sizes] or [run.images.train_px]
+    return " → ".join(str(px) for px in dict.fromkeys([*sides, run.images.train_px]))
+
+
+def _optimizer(run: Run) -> str:
+    optim = run.optim
+    return (
+        f"{optim.name}, learning rate {optim.peak_lr:g} ({run.schedule.name}), weight decay "
+        f"{optim.weight_decay:g}"
+    )

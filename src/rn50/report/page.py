@@ -1,0 +1,147 @@
+"""One run, or several beside each other, as one HTML file that needs nothing but itself."""
+
+import base64
+import json
+import mimetypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from markupsafe import Markup
+
+import rn50
+from rn50.observe.figures import FIGURES
+from rn50.observe.history import History
+from rn50.report import facts
+from rn50.report.charts import Chart, chart
+from rn50.report.command import differences, repeat
+
+ANALYSIS = "analysis"
+"""The folder in a run's folder that ``rn50 analyze`` writes."""
+
+_ALTS = {
+    "loss": "Loss in training and validation over the epochs",
+    "accuracy": "Top-1 and top-5 accuracy in training and validation over the epochs",
+    "schedule": "Learning rate and image size over the epochs",
+    "throughput": "Images per second, and the share of time spent waiting for data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A section of the analysis on the page."""
+
+    anchor: str
+    title: str
+    html: Markup
+
+
+def run_page(run_dir: Path, problems: Sequence[str] = ()) -> str:
+    """Return the page of one run, of as much as its folder holds.
+
+    Args:
+        run_dir: The folder of the run, finished, running or crashed.
+        problems: What else to name as missing.
+
+    Raises:
+        UsageError: It is no run's folder.
+    """
+    history = History.read(run_dir)
+    run = facts.settings(history)
+    return _render(
+        "run.html",
+        title=history.title,
+        state=f"{run_dir.resolve().name} · {history.state}",
+        tiles=facts.tiles(history),
+        problems=[*history.problems, *problems],
+        what=facts.what_was_run(history),
+        where=facts.where(history),
+        results=facts.results(history),
+        claims=facts.claims(history),
+        charts=charts(history),
+        sample=_sample(history, run_dir),
+        events=facts.events(history),
+        analysis=analysis(run_dir / ANALYSIS),
+        command="rn50 train --config config.json" if run is None else repeat(run),
+        changed={} if run is None else differences(run),
+        config=json.dumps(history.settings, indent=2) if history.settings else "",
+    )
+
+
+def charts(history: History) -> list[Chart]:
+    """Return the curves of a run; none of one that recorded nothing."""
+    if not history.windows and not history.epochs:
+        return []
+    return [chart(name, figure(history), _ALTS.get(name, name)) for name, figure in FIGURES.items()]
+
+
+def analysis(folder: Path) -> list[Part]:
+    """Return what ``rn50 analyze`` wrote, with its pictures in it; nothing where it did not."""
+    path = folder / "analysis.md"
+    if not path.exists():
+        return []
+    _, *sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = []
+    for number, section in enumerate(sections):
+        title, _, text = section.partition("\n")
+        html = Markup(_markdown(folder).render(text))
+        parts.append(Part(anchor=f"analysis-{number}", title=title.strip(), html=html))
+    return parts
+
+
+def _markdown(folder: Path) -> MarkdownIt:
+    """Return a renderer that puts the pictures of a folder into the text, and lets no HTML in."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def image(
+        self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+    ) -> str:
+        source = str(tokens[index].attrs.get("src", ""))
+        alt = Markup.escape(tokens[index].content)
+        inlined = data_url(folder / source) if source == Path(source).name else ""
+        return f'<img src="{inlined}" alt="{alt}" loading="lazy">' if inlined else str(alt)
+
+    def link(
+        self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+    ) -> str:
+        return f'<a rel="noreferrer" href="{Markup.escape(tokens[index].attrs.get("href", ""))}">'
+
+    markdown.add_render_rule("image", image)
+    markdown.add_render_rule("link_open", link)
+    markdown.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+    markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return markdown
+
+
+def data_url(path: Path) -> str:
+    """Return a picture as a URL that holds it; empty where there is none."""
+    if not path.is_file():
+        return ""
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _sample(history: History, run_dir: Path) -> str:
+    names = [str(record["file"]) for record in history.images]
+    return data_url(run_dir / names[0]) if names and names[0] == Path(names[0]).name else ""
+
+
+def _render(template: str, **values: Any) -> str:
+    loader = jinja2.PackageLoader("rn50.report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    style, script = (
+        Markup(environment.get_template(name).render()) for name in ("page.css", "page.js")
+    )
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    shared = {"style": style, "script": script, "version": rn50.__version__, "date": made}
+    return environment.get_template(template).render(**shared, **values)
