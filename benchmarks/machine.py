@@ -86,6 +86,13 @@ def write(path: Path, report: Mapping[str, Any], markdown: str) -> None:
     path.with_suffix(".md").write_text(markdown + "\n")
 
 
+def publish(report: Mapping[str, Any], markdown: str, path: Path | None) -> None:
+    """Print a report's Markdown, and write both to ``path`` if there is one."""
+    print(markdown)
+    if path is not None:
+        write(path, report, markdown)
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 100 else f"{value:.0f}"

@@ -336,9 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             machine.facts_list(facts),
         ]
     )
-    print(markdown)
-    if args.json is not None:
-        machine.write(args.json, report, markdown)
+    machine.publish(report, markdown, args.json)
 
 
 if __name__ == "__main__":

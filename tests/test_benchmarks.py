@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 ALL = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import augment, gpu, loader, step
+import augment, gpu, loader, saving, step
 packed, out = sys.argv[2:]
 sizes = ["--count", "16", "--batch-size", "4", "--px", "32", "--workers", "2"]
 brief = ["--rounds", "1", "--seconds", "0.01"]
@@ -31,6 +31,8 @@ for options in ([], ["--cpu-smoke", "--only", "ceilings", "numerics"]):
         gpu.main(["--out", out, *options])
     except SystemExit as end:
         print("gpu ended with", int(end.code))
+options = ["--arch", "resnet18", "--rounds", "1", "--folder", out]
+saving.main([*options, "--json", f"{out}/saving.json"])
 sizes = ["--arch", "resnet18", "--px", "32", "--batch-sizes", "2", "--precisions", "fp32"]
 step.main([*sizes, *brief, "--small-ceilings", "--json", f"{out}/step.json"])
 """
@@ -60,6 +62,8 @@ def test_benchmarks_run_and_the_network_agrees_with_torchvision(
     methods = [row["method"] for row in report(tmp_path / "loader.json")["loader"]]
     assert methods[0] == "torchvision PIL"
     assert {"rn50", "rn50, 48 px", "floor: decode only", "floor: decode only, 48 px"} < {*methods}
+    saved = {row["what"]: row for row in report(tmp_path / "saving.json")["saving"]}
+    assert 0 < saved["stall"]["ms median"] < saved["whole"]["ms median"]
     timm, cutmix = report(tmp_path / "augment.json")["augment"]
     assert timm["rn50, ms"] > 0
     assert "torchvision PIL, ms" not in timm
