@@ -126,3 +126,20 @@ def test_a_linear_classifier_on_the_pixels_gets_less_than_half_right():
 def test_a_setting_out_of_range_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DemoSource(**settings)
+
+
+def test_the_mask_is_where_the_object_is_painted(monkeypatch):
+    def nothing(u, v):
+        return np.ones_like(u) * 9.0, np.ones_like(u)
+
+    for index in range(len(SHAPES)):
+        inside, whole = demo.mask(0, "val", index), picture(0, "val", index)
+        with monkeypatch.context() as patch:
+            patch.setitem(demo.SHAPES, demo.class_of(index).id, nothing)
+            empty = picture(0, "val", index)
+            assert not demo.mask(0, "val", index).any()
+        assert inside.shape == whole.shape[:2]
+        # The shadow lies outside and is faint; light and noise are the same on both.
+        change = np.abs(whole.astype(int) - empty).sum(axis=2)
+        assert change[inside].mean() > 5 * change[~inside].mean()
+        assert 0.15 < inside.mean() < 0.75

@@ -103,15 +103,20 @@ class Decoder:
         the rounding of the two resizers (2/255 at most).
         """
         pixels = self.pixels(jpeg, None, expected)
-        height, width = pixels.shape[:2]
-        px = out.shape[0]
-        if height <= width:
-            new_h, new_w = resize_px, int(resize_px * width / height)
-        else:
-            new_h, new_w = int(resize_px * height / width), resize_px
-        top, left = round((new_h - px) / 2), round((new_w - px) / 2)
-        resized = _resize(pixels, new_h, new_w)
-        out.copy_(resized[0, :, top : top + px, left : left + px].permute(1, 2, 0))
+        out.copy_(centre(pixels, resize_px, out.shape[0])[0].permute(1, 2, 0))
+
+
+def centre(
+    pixels: UInt8[np.ndarray, "height width 3"], resize_px: int, px: int
+) -> UInt8[Tensor, "1 3 {px} {px}"]:
+    """Return the central square of an image whose shorter side was resized to ``resize_px``."""
+    height, width = pixels.shape[:2]
+    if height <= width:
+        new_h, new_w = resize_px, int(resize_px * width / height)
+    else:
+        new_h, new_w = int(resize_px * height / width), resize_px
+    top, left = round((new_h - px) / 2), round((new_w - px) / 2)
+    return _resize(pixels, new_h, new_w)[:, :, top : top + px, left : left + px]
 
 
 def _resize(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 from PIL import Image
 
 from rn50 import rng
@@ -100,13 +100,28 @@ def jpeg(seed: int, split: Split, index: int) -> bytes:
 
 def picture(seed: int, split: Split, index: int) -> UInt8[np.ndarray, "height width 3"]:
     """Draw one picture: background, clutter, shadow, object, something in front, light, noise."""
+    return _drawn(seed, split, index)[0]
+
+
+def mask(seed: int, split: Split, index: int) -> Bool[np.ndarray, "height width"]:
+    """Return which pixels of a picture are the object's: half of each or more, shadow left out.
+
+    What may lie in front of the object counts as the object.
+    """
+    return _drawn(seed, split, index)[1] >= 0.5
+
+
+def _drawn(
+    seed: int, split: Split, index: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], Plane]:
+    """Return a picture, and how much of each of its pixels the object covers."""
     draws = Draws(seed, f"demo/{split}/scene", index)
     height, width = _size(draws)
     palette = _palette(draws)
     canvas = _background(draws, height, width, palette)
     for _ in range(draws.integer(0, 2)):
         _blot(draws, canvas)
-    _object(draws, canvas, SHAPES[class_of(index).id], palette)
+    coverage = _object(draws, canvas, SHAPES[class_of(index).id], palette)
     if draws.chance(0.15):
         _blot(draws, canvas)
     _light(draws, canvas)
@@ -117,7 +132,7 @@ def picture(seed: int, split: Split, index: int) -> UInt8[np.ndarray, "height wi
     pixels: UInt8[np.ndarray, "height width 3"] = np.floor(
         np.minimum(np.maximum(canvas, 0.0), 1.0) * 255.0 + 0.5
     ).astype(np.uint8)
-    return pixels
+    return pixels, coverage
 
 
 class Draws:
@@ -240,8 +255,8 @@ def _blot(draws: Draws, canvas: Canvas) -> None:
     window += (colour - window) * _inside(distance)[:, :, None]
 
 
-def _object(draws: Draws, canvas: Canvas, shape: Shape, palette: Palette) -> None:
-    """Paint the object and its shadow, in place."""
+def _object(draws: Draws, canvas: Canvas, shape: Shape, palette: Palette) -> Plane:
+    """Paint the object and its shadow, in place; return how much of each pixel it covers."""
     height, width, _ = canvas.shape
     side = min(height, width)
     radius = draws.between(0.42, 0.5) * side
@@ -259,7 +274,9 @@ def _object(draws: Draws, canvas: Canvas, shape: Shape, palette: Palette) -> Non
     body, second = (np.array(colour) for colour in (palette.body, palette.ink))
     paint = body + (second - body) * _inside(ink)[:, :, None]
     paint *= 1.0 + draws.between(0.2, 0.6) * _relief(outline, 0.15 * radius)[:, :, None]
-    canvas += (paint - canvas) * _inside(outline)[:, :, None]
+    coverage = _inside(outline)
+    canvas += (paint - canvas) * coverage[:, :, None]
+    return coverage
 
 
 def _turned(
