@@ -19,6 +19,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from rn50.observe.terminal import moves_cursor
+
 _PLAIN_INTERVAL_S = 10.0
 
 
@@ -33,7 +35,7 @@ def progress(verb: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, in
         verb: What is being done, such as ``"packing"``.
         in_bytes: The things are bytes: shown as megabytes.
     """
-    if not sys.stderr.isatty():
+    if not moves_cursor(sys.stderr):
         yield _plain(verb, in_bytes=in_bytes)
         return
     counts: tuple[ProgressColumn, ...] = (
