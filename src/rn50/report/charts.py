@@ -55,7 +55,12 @@ def chart(name: str, figure: Figure, alt: str) -> Chart:
         figure.canvas.draw()
         numbers = _numbers(figure)
         figure.savefig(data, format="svg", transparent=True, dpi=_POINTS_PER_INCH)
-    return Chart(name=name, title=(title[:1].upper() + title[1:]) or alt, svg=_inline(data.getvalue(), alt), numbers=numbers)
+    return Chart(
+        name=name,
+        title=(title[:1].upper() + title[1:]) or alt,
+        svg=_inline(data.getvalue(), alt),
+        numbers=numbers,
+    )
 
 
 def _inline(svg: str, alt: str) -> Markup:

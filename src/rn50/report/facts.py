@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rn50 import config
 from rn50.config import Run
 from rn50.errors import UsageError
+from rn50.observe.compare import Entry
 from rn50.observe.history import History, scores, timing
 from rn50.observe.record import NETWORKS, TIMING, Record, shown
 from rn50.recipes import RECIPES, published, summary
@@ -37,9 +38,9 @@ def settings(history: History) -> Run | None:
         return None
 
 
-def tiles(history: History) -> Pairs:
+def tiles(entry: Entry) -> Pairs:
     """Return what is read first: result, length, time and money, speed."""
-    found: Pairs = []
+    history, found = entry.history, Pairs()
     if last := _last_scored(history):
         name, score = max(
             ((n, scores(last, n)) for n in NETWORKS if scores(last, n).get("top1") is not None),
@@ -50,10 +51,10 @@ def tiles(history: History) -> Pairs:
         found.append((f"top-5, last epoch{whose}", shown(score.get("top5"), ".2%")))
     planned = history.num_planned_epochs
     found.append(("epochs", f"{len(history.epochs)}" + (f" of {planned}" if planned else "")))
-    if latest := latest_record(history):
-        found.append(("time", duration(3600 * history.hours_at(latest))))
-        if (dollars := history.dollars_at(latest)) is not None:
-            found.append(("cost", f"${dollars:,.2f}"))
+    if history.hours:
+        found.append(("time", duration(3600 * history.hours)))
+    if entry.dollars is not None:
+        found.append(("cost", f"${entry.dollars:,.2f}"))
     if speeds := _timed(history.windows, "images_per_second"):
         found.append(("images/s, median", f"{statistics.median(speeds):,.0f}"))
     if waits := _timed(history.epochs, "data_wait"):
@@ -93,27 +94,26 @@ def what_was_run(history: History) -> Pairs:
     return found
 
 
-def where(history: History) -> Pairs:
+def where(entry: Entry) -> Pairs:
     """Return machine, precision, versions, when, for how long and for what money."""
-    facts = history.latest_facts
+    history, facts = entry.history, entry.history.latest_facts
     found: Pairs = []
     if facts:
         versions = facts.get("versions") or {}
-        world = facts.get("world_size", 1)
         found += [
-            ("device", f"{facts.get('device', '-')}" + (f" × {world}" if world != 1 else "")),
+            ("device", device(history)),
             ("precision", str(facts.get("precision", "-"))),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("started", str((history.facts.get(TIMING) or {}).get("time", "-"))),
         ]
     found.append(("state", history.state))
-    if latest := latest_record(history):
-        found.append(("time", f"{duration(3600 * history.hours_at(latest))} of machine time"))
-        if (dollars := history.dollars_at(latest)) is not None:
-            price = shown(facts.get("price_per_hour"), ",.2f")
-            found.append(("cost", f"${dollars:,.2f} at ${price} an hour"))
+    if history.hours:
+        found.append(("time", f"{duration(3600 * history.hours)} of machine time"))
+        if entry.dollars is None:
+            found.append(("cost", "unknown: no price was given (--price-per-hour)"))
         else:
-            found.append(("cost", "unknown; --price-per-hour tells it"))
+            price = entry.dollars / history.hours
+            found.append(("cost", f"${entry.dollars:,.2f} at ${price:,.2f} an hour"))
     if memory := _timed(history.windows, "gpu_memory"):
         found.append(("GPU memory", f"{max(memory) / 2**30:.1f} GiB at most"))
     if used := _timed(history.windows, "gpu_utilisation"):
@@ -132,20 +132,18 @@ def results(history: History) -> list[dict[str, str]]:
     last = _last_scored(history)
     if last is None:
         return []
-    run, count = settings(history), history.latest_facts.get("num_val")
+    run = settings(history)
     px = str(run.images.test_px) if run else "-"
     rows = []
     for name in NETWORKS:
         score = scores(last, name)
         if score.get("top1") is None:
             continue
-        error = ""
-        if images := score.get("images") or count:
-            error = f" ± {math.sqrt(score['top1'] * (1 - score['top1']) / images):.2%}"
+        images = _num_images(history, score)
         rows.append(
             {
                 "network": _NAMES[name],
-                "top-1": f"{score['top1']:.2%}{error}",
+                "top-1": with_error(history, name),
                 "top-5": shown(score.get("top5"), ".2%"),
                 "test px": px,
                 "loss": shown(score.get("loss"), ".4f"),
@@ -154,6 +152,25 @@ def results(history: History) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def with_error(history: History, network: str) -> str:
+    """Return the last top-1 of a network with its standard error by the number of images."""
+    scored = [
+        scores(e, network) for e in history.epochs if scores(e, network).get("top1") is not None
+    ]
+    if not scored:
+        return "-"
+    top1, images = scored[-1]["top1"], _num_images(history, scored[-1])
+    error = f" ± {math.sqrt(top1 * (1 - top1) / images):.2%}" if images else ""
+    return f"{top1:.2%}{error}"
+
+
+def device(history: History) -> str:
+    """Return what the run's latest process computed on, and how many of them."""
+    latest = history.latest_facts
+    world = latest.get("world_size", 1)
+    return f"{latest.get('device', '-')}" + (f" × {world}" if world != 1 else "")
 
 
 def claims(history: History) -> list[str]:
@@ -184,30 +201,25 @@ def claims(history: History) -> list[str]:
 
 def events(history: History) -> list[Event]:
     """Return what went otherwise than planned, in the order of the run."""
-    steps_per_epoch = history.latest_facts.get("steps_per_epoch") or 0
     timed: list[tuple[float, Event]] = []
 
     def add(kind: str, records: Sequence[Record]) -> None:
         for record in records[:_MOST_EVENTS]:
-            step = record.get("step") or 0
-            epoch = f"{step / steps_per_epoch:.2f}" if steps_per_epoch else f"step {step:,}"
-            timed.append((step, Event(epoch, kind, _message(record))))
+            epoch = history.epoch_at(record)
+            told = Event(shown(epoch, ".2f"), kind, _message(record, history))
+            timed.append((record.get("step") or 0, told))
         if (more := len(records) - _MOST_EVENTS) > 0:
             timed.append((math.inf, Event("", kind, f"and {more:,} more")))
 
     add("restart", history.resumes)
     add("stall", history.stalls)
+    slow = history.slow_epochs
+    add("slow epoch", [one for one in history.epochs if one["epoch"] in slow])
     add("roll-back", history.rollbacks)
     add("bad image", history.bad_images)
     add("warning", history.warnings)
     add("skipped updates", [one for one in history.windows if one.get("skipped")])
     return [event for _, event in sorted(timed, key=lambda one: one[0])]
-
-
-def latest_record(history: History) -> Record | None:
-    """Return the record of kind train or epoch that was made last."""
-    ends = [records[-1] for records in (history.windows, history.epochs) if records]
-    return max(ends, key=lambda record: (record["step"], record["kind"] == "epoch"), default=None)
 
 
 def duration(seconds: float) -> str:
@@ -226,16 +238,23 @@ def _last_scored(history: History) -> Record | None:
     return scored[-1] if scored else None
 
 
+def _num_images(history: History, score: Record) -> int | None:
+    return score.get("images") or history.latest_facts.get("num_val")
+
+
 def _timed(records: Sequence[Record], name: str) -> list[float]:
     return [value for record in records if (value := timing(record, name)) is not None]
 
 
-def _message(record: Record) -> str:
+def _message(record: Record, history: History) -> str:
     match record["kind"]:
         case "resume":
             return f"went on at step {record['step']:,} on {record.get('device', 'this machine')}"
         case "bad_image":
             return f"{record['split']} image of {record['class']}: {record.get('key', '-')}"
+        case "epoch":
+            ratio = history.slow_epochs[record["epoch"]]
+            return f"{ratio:.1f} times the usual: {duration(timing(record, 'seconds') or 0.0)}"
         case "train":
             count = record["skipped"]
             return f"{count} update{'s' * (count > 1)} left out: loss or gradient was not finite"

@@ -18,8 +18,10 @@ from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
 import rn50
+from rn50.observe.compare import Entry, comparison
 from rn50.observe.figures import FIGURES
 from rn50.observe.history import History
+from rn50.observe.published import belonging_to
 from rn50.report import facts
 from rn50.report.charts import Chart, chart
 from rn50.report.command import differences, repeat
@@ -44,29 +46,31 @@ class Part:
     html: Markup
 
 
-def run_page(run_dir: Path, problems: Sequence[str] = ()) -> str:
+def run_page(run_dir: Path, problems: Sequence[str] = (), price_per_hour: float = 0.0) -> str:
     """Return the page of one run, of as much as its folder holds.
 
     Args:
         run_dir: The folder of the run, finished, running or crashed.
         problems: What else to name as missing.
+        price_per_hour: Dollars an hour, where the record tells no price; 0: unknown.
 
     Raises:
         UsageError: It is no run's folder.
     """
     history = History.read(run_dir)
+    entry = Entry(run_dir.resolve().name, history, price_per_hour)
     run = facts.settings(history)
-    return _render(
+    return render(
         "run.html",
         title=history.title,
-        state=f"{run_dir.resolve().name} · {history.state}",
-        tiles=facts.tiles(history),
+        state=f"{entry.label} · {history.state}",
+        tiles=facts.tiles(entry),
         problems=[*history.problems, *problems],
         what=facts.what_was_run(history),
-        where=facts.where(history),
+        where=facts.where(entry),
         results=facts.results(history),
         claims=facts.claims(history),
-        charts=charts(history),
+        charts=charts(entry),
         sample=_sample(history, run_dir),
         events=facts.events(history),
         analysis=analysis(run_dir / ANALYSIS),
@@ -76,11 +80,15 @@ def run_page(run_dir: Path, problems: Sequence[str] = ()) -> str:
     )
 
 
-def charts(history: History) -> list[Chart]:
+def charts(entry: Entry) -> list[Chart]:
     """Return the curves of a run; none of one that recorded nothing."""
+    history = entry.history
     if not history.windows and not history.epochs:
         return []
-    return [chart(name, figure(history), _ALTS.get(name, name)) for name, figure in FIGURES.items()]
+    made = [chart(name, draw(history), _ALTS.get(name, name)) for name, draw in FIGURES.items()]
+    if belonging_to(history) and (figure := comparison([entry])):
+        made.append(chart("published", figure, "Validation beside the recipe's published curve"))
+    return made
 
 
 def analysis(folder: Path) -> list[Part]:
@@ -134,7 +142,8 @@ def _sample(history: History, run_dir: Path) -> str:
     return data_url(run_dir / names[0]) if names and names[0] == Path(names[0]).name else ""
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """Return a page of a template of this package, with its style and script in it."""
     loader = jinja2.PackageLoader("rn50.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
