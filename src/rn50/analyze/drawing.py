@@ -1,0 +1,45 @@
+"""Figures as PNG files: one style for all of an analysis."""
+
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rn50.analyze.section import Picture
+
+# Colours that colour-blind readers can tell apart (Paul Tol's bright scheme).
+BLUE, RED, GREEN, GREY = "#4477AA", "#EE6677", "#228833", "#BBBBBB"
+
+_DPI = 150
+
+
+def canvas(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches; at 8 inches wide its text is for a page of 800 px.
+
+    No pyplot: its global state is neither safe in a thread nor ever freed.
+    """
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain(axes: Axes) -> Axes:
+    """Give axes the style of curves: a light grid below, no frame above and at the right."""
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def picture(figure: Figure, name: str, alt: str, *, cut: bool = False) -> Picture:
+    """Return a figure as the PNG file ``name``; ``cut``: without the empty space around it."""
+    data = io.BytesIO()
+    box = "tight" if cut else None
+    figure.savefig(data, format="png", bbox_inches=box, pad_inches=0.1)
+    return Picture(name, data.getvalue(), alt)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return ``text`` with at most so many characters, its end replaced where it is longer."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
