@@ -73,13 +73,13 @@ class Observing:
             else:
                 others.append(Console(live=False, prefix=f"[node {self.group.node}] "))
             observers = stack.enter_context(closing(Observers(recorder, others)))
-            if self.group.is_first:
-                observers.add(_stalls(earlier, observers.write))
             gpus = None
             if self.device.type == "cuda":
                 gpus = Gpus(uuids(self.group.local_world_size))
                 stack.callback(gpus.close)
             write = partial(_timed, observers.write, self.meter, gpus)
+            if self.group.is_first:
+                observers.add(_stalls(earlier, write))
             write({**facts, "price_per_hour": price, TIMING: timing})
             yield Observation(write, observers.sync)
 
