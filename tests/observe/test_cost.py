@@ -59,6 +59,12 @@ def test_hours_of_an_unknown_price_count_at_the_first_that_is_known():
     assert Cost.of(records).dollars == pytest.approx(1.1), "and then no more"
 
 
+def test_a_process_that_is_told_no_price_goes_by_that_of_the_one_before():
+    records = [start(price=3.6), at(1000.0), start("resume", 0.0), at(500.0)]
+    assert Cost.of(records).price_per_hour == 3.6
+    assert Cost.of(records).dollars == pytest.approx(1.5)
+
+
 def test_a_process_counts_from_its_beginning_and_after_those_before_it():
     clock = Clock()
     meter = Meter(clock)

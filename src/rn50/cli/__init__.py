@@ -9,6 +9,7 @@ import tyro
 
 from rn50.cli.data import download, prepare, verify
 from rn50.cli.inform import doctor, evaluate, hardware, recipes
+from rn50.cli.plotting import plot
 from rn50.cli.say import say_error
 from rn50.cli.supervising import supervise_command
 from rn50.cli.training import find_lr_command, train_command
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "prepare": prepare,
             "verify": verify,
             "eval": evaluate,
+            "plot": plot,
             "recipes": recipes,
             "hardware": hardware,
             "doctor": doctor,

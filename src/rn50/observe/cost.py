@@ -60,7 +60,8 @@ class Cost:
 
     def _begin(self, record: Record) -> None:
         timing, before_s, before_dollars = record.get(TIMING) or {}, self.seconds, self.dollars
-        self.price_per_hour = record.get("price_per_hour") or 0.0
+        # A process that is told no price goes by that of the one before.
+        self.price_per_hour = record.get("price_per_hour") or self.price_per_hour
         self._before_s, self._elapsed_s = timing.get("spent_s", before_s), 0.0
         # Hours of an unknown price count at the first that is known.
         unpriced = 0.0 if before_dollars else self.dollars_for(self._before_s)

@@ -29,13 +29,14 @@ _MAX_POINTS = 2000
 _MAX_MARKERS = 15
 
 
-def new_figure(title: str, *heights: float) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, *heights: float, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
     """Return a figure 1200 pixels wide with a panel for each height (in inches), one above another.
 
     Made without pyplot, whose global state is neither safe in a thread nor ever freed. All panels
-    share the x axis.
+    share the x axis. Below them is room for so many rows of a legend.
     """
-    figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.5), dpi=_DPI, layout="constrained")
+    height = sum(heights) + 0.5 + 0.23 * legend_rows
+    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
     axes: list[Axes] = list(panels[:, 0])
@@ -93,6 +94,20 @@ def marks(axes: Axes, xs: Sequence[float], label: str, *, color: str, marker: st
     axes.plot(xs, [1.0] * len(xs), marker=marker, color=color, label=label or "_", **top)
 
 
+def band(axes: Axes, points: Points, half_width: float, label: str) -> None:
+    """Shade what lies near a curve that others have published, behind all lines.
+
+    Dots show where the curve is known.
+    """
+    if not points:
+        return
+    xs, ys = columns(points)
+    axes.plot(xs, ys, color="0.45", linestyle="none", marker=".", markersize=4, zorder=1.3)
+    lower, upper = ([y + sign * half_width for y in ys] for sign in (-1, 1))
+    shade: dict[str, Any] = {"facecolor": "0.85", "edgecolor": "0.55", "hatch": "////"}
+    axes.fill_between(xs, lower, upper, label=label, linewidth=0.6, zorder=1.2, **shade)
+
+
 def epochs_axis(axes: Axes, last: float) -> None:
     """Make the x axis one of epochs, from 0 to the last that is drawn."""
     axes.set_xlabel("epoch")
@@ -116,7 +131,7 @@ def fit(axes: Axes, values: Sequence[float]) -> None:
     finite = sorted(value for value in values if math.isfinite(value))
     if not finite:
         return
-    usual = finite[int(0.95 * (len(finite) - 1))]
+    usual = finite[math.ceil(0.95 * len(finite)) - 1]
     top = min(finite[-1], 2.5 * usual)
     margin = 0.05 * (top - finite[0]) or 0.1
     axes.set_ylim(finite[0] - margin, top + margin)
@@ -140,7 +155,7 @@ def legend(axes: Axes) -> None:
         )
 
 
-def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
+def legend_below(figure: Figure, axes: Axes, *, columns: int, title: str) -> None:
     """Explain the lines of a panel below the whole figure, in columns."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
@@ -150,6 +165,7 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
             "fontsize": 9,
             "handlelength": 3.5,
         }
+        look["title_fontsize"] = 9
         figure.legend(handles, labels, loc="outside lower center", **look)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rn50.observe import drawing
+from rn50.observe import drawing, published
 from rn50.observe.console import INPUT_BOUND
 from rn50.observe.drawing import COLOURS, Points, png
 from rn50.observe.history import History, scores, timing
+from rn50.observe.published import Curve
 from rn50.observe.record import NETWORKS, Record
 
 __all__ = ["FIGURES", "accuracy", "loss", "png", "schedule", "throughput"]
@@ -44,10 +45,15 @@ def loss(history: History) -> Figure:
     return _finished(history, figure, [axes], bool(shown))
 
 
-def accuracy(history: History) -> Figure:
+def accuracy(history: History, reference: Curve | None = None) -> Figure:
     """Draw top-1 in training and of each network in validation, and below it their top-5.
 
     Accuracy in training is of augmented images, and unknown where images are mixed.
+
+    Args:
+        history: Of the run.
+        reference: A published curve to draw as a band behind; by default that of the run's own
+            recipe, if one is known.
     """
     figure, (top1, top5) = drawing.new_figure(f"{history.title}: accuracy", 4.2, 2.6)
     windows = _over_epochs(history.windows, "top1")
@@ -55,9 +61,14 @@ def accuracy(history: History) -> Figure:
     drawing.cloud(top1, windows, COLOURS[0], "training, within epochs")
     drawing.line(top1, epochs, _TRAIN, f"training{_last(epochs, '.2%')}")
     shown = [*windows, *epochs, *_networks(top1, history, "top1", ".2%")]
-    drawing.percent_axis(top1, "top-1 accuracy", _highest(shown))
     five = _networks(top5, history, "top5", ".2%")
-    drawing.percent_axis(top5, "top-5 accuracy", _highest(five))
+    curve = reference or published.belonging_to(history)
+    for axes, score, points in ((top1, "top1", shown), (top5, "top5", five)):
+        if curve and points:
+            near = curve.of(score, history.epochs[-1]["epoch"] if history.epochs else 0)
+            drawing.band(axes, near, curve.half_width, curve.label if axes is top1 else "_")
+            points = [*points, *((epoch, y + curve.half_width) for epoch, y in near)]
+        drawing.percent_axis(axes, f"{score[:3]}-{score[3:]} accuracy", _highest(points))
     return _finished(history, figure, [top1, top5], bool(shown))
 
 

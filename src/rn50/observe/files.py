@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from rn50 import durable
 from rn50.observe.console import INPUT_BOUND
-from rn50.observe.figures import FIGURES, png
+from rn50.observe.figures import FIGURES, accuracy, png
 from rn50.observe.history import History, scores, timing
+from rn50.observe.published import Curve
 from rn50.observe.record import NETWORKS, Record, shown
 
 _MAX_STALLS = 10
@@ -60,11 +62,11 @@ class Reports:
 
 
 def write_reports(run_dir: Path) -> History:
-    """Write ``training_log.md``, ``history.json`` and the figures of a run anew.
+    """Write ``training_log.md``, ``history.json`` and the figures of a run anew, into its folder.
 
-    Each file is replaced atomically. Nothing but the run's record and settings is read, so this may
-    be done at any time, also while the run is training. Of a damaged record, what is sound is
-    reported, and the log says what is missing.
+    Nothing but the run's record and settings is read, so this may be done at any time, also while
+    the run is training. Of a damaged record, what is sound is reported, and the log says what is
+    missing.
 
     Returns:
         What was reported.
@@ -73,9 +75,30 @@ def write_reports(run_dir: Path) -> History:
         UsageError: The folder is not that of a run, or cannot be written.
     """
     history = History.read(run_dir)
-    durable.write_text(run_dir / "training_log.md", _log(history))
+    write_history(history, run_dir)
+    return history
+
+
+def write_history(history: History, folder: Path, reference: Curve | None = None) -> list[Path]:
+    """Write the reports of a run into a folder; each file is replaced atomically.
+
+    Args:
+        history: Of the run.
+        folder: Is made if need be.
+        reference: A published curve to show with the accuracy (see ``figures.accuracy``).
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: The folder cannot be written.
+    """
+    log, facts = folder / "training_log.md", folder / "history.json"
+    with durable.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    durable.write_text(log, _log(history))
     durable.write_json(
-        run_dir / "history.json",
+        facts,
         {
             "run": history.facts,
             "resumed_at": [record["step"] for record in history.resumes],
@@ -84,9 +107,11 @@ def write_reports(run_dir: Path) -> History:
             "epochs": history.epochs,
         },
     )
-    for name, draw in FIGURES.items():
-        durable.write_bytes(run_dir / f"{name}.png", png(draw(history)))
-    return history
+    figures = FIGURES | {"accuracy": partial(accuracy, reference=reference)}
+    pictures = {folder / f"{name}.png": draw for name, draw in figures.items()}
+    for path, draw in pictures.items():
+        durable.write_bytes(path, png(draw(history)))
+    return [log, facts, *pictures]
 
 
 def _log(history: History) -> str:
