@@ -299,3 +299,22 @@ def _fill(ballast: Path, *, but_for: int) -> None:
 def _mount(place) -> bool:
     options = ["-t", "tmpfs", "-o", "size=800m", "tmpfs", str(place)]
     return subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
+
+
+def test_a_notebook_that_names_a_backend_which_is_not_there_does_no_harm():
+    program = """
+from rn50.cli import main
+try:
+    main(["recipes"])
+finally:
+    import matplotlib
+"""
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr

@@ -27,6 +27,9 @@ _SHORT = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with the code that its outcome has (see ``rn50.errors``)."""
+    # A notebook names a backend of its own kernel. Where it is not installed, matplotlib cannot be
+    # imported; here no figure is ever shown in a window.
+    os.environ["MPLBACKEND"] = "agg"
     given, supervise = supervise_command(sys.argv[1:] if arguments is None else arguments)
     given = [word for one in given for word in _SHORT.get(one, (one,))]
     try:
