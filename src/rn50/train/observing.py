@@ -17,7 +17,7 @@ from rn50 import config, durable
 from rn50.config import Run
 from rn50.distributed import Group
 from rn50.errors import UserError
-from rn50.observe import record
+from rn50.observe import record, trackers
 from rn50.observe.console import Console
 from rn50.observe.cost import Meter
 from rn50.observe.files import Reports
@@ -80,6 +80,9 @@ class Observing:
             write = partial(_timed, observers.write, self.meter, gpus)
             if self.group.is_first:
                 observers.add(_stalls(earlier, write))
+                fed = trackers.begin(self.place, self.run, facts, earlier, observers.write)
+                if fed is not None:
+                    observers.add(fed)
             write({**facts, "price_per_hour": price, TIMING: timing})
             yield Observation(write, observers.sync)
 
@@ -93,10 +96,6 @@ class Observing:
         durable.write_json(self.place / folder.CONFIG, config.to_dict(self.run))
         log = stack.enter_context((self.place / "train.log").open("a", encoding="utf-8"))
         others += [Console(), Console(log, live=False), Reports(self.place)]
-        if self.run.log.tensorboard:
-            from rn50.observe.trackers import TensorBoard
-
-            others.append(TensorBoard(self.place / "tensorboard", resume_step=resumed_at))
         return Recorder(self.place / record.FILE_NAME, keep_through_step=resumed_at)
 
 

@@ -19,7 +19,7 @@ from rn50.distributed import Group
 from rn50.errors import DataError, DivergedError, InterruptedRunError
 from rn50.evaluate import evaluate
 from rn50.model import weights
-from rn50.observe import record
+from rn50.observe import record, trackers
 from rn50.observe.cost import Meter
 from rn50.observe.record import TIMING, Record
 from rn50.remote_files import is_remote
@@ -131,6 +131,7 @@ def _prepare(run: Run, group: Group, asked: str, meter: Meter, say: Callable[[st
     )
     if compute.note:
         say(compute.note)
+    trackers.check(run.log)
     dataset = open_data(run, group, say)
     # The others must not look for themselves: by then the first may have made its folder.
     place = Path(group.from_first(str(resumes.run_folder(run, asked)) if group.is_first else ""))
@@ -324,6 +325,7 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
         "profile": job.compute.profile,
         "precision": job.compute.precision,
         "init_from": job.begun,
+        "detour": state.trouble.detour,
         "micro_batch": job.compute.micro_batch,
         "decoder": decoder_name(),
         "versions": versions(),
