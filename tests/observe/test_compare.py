@@ -63,6 +63,7 @@ def test_a_comparison_shows_top1_and_loss_of_the_network_asked_for_with_units():
     )
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a: average 60.00%"]
+    assert legend.get_title().get_text() == "run: network and its last top-1"
     (top1, _) = comparison([run()], which="model").axes
     assert [y for _, y in drawn(top1)["a"]] == [0.1, 0.2, 0.3]
     assert comparison([run()], which="swa") is None

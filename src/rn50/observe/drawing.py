@@ -159,13 +159,8 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int, title: str) -> Non
     """Explain the lines of a panel below the whole figure, in columns."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        look: dict[str, Any] = {
-            "ncols": columns,
-            "frameon": False,
-            "fontsize": 9,
-            "handlelength": 3.5,
-        }
-        look["title_fontsize"] = 9
+        look: dict[str, Any] = {"ncols": columns, "frameon": False, "handlelength": 3.5}
+        look |= {"title": title, "title_fontsize": 9, "fontsize": 9}
         figure.legend(handles, labels, loc="outside lower center", **look)
 
 

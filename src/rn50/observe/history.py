@@ -22,6 +22,9 @@ CONFIG = "config.json"
 SLOW = 1.2
 """How many times the median of its image size an epoch lasts before it is called slow."""
 
+# NaN is no JSON; a number that is none counts as not measured.
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+
 _NUMBERS = {
     *("step", "epoch", "epochs", "steps_per_epoch", "total_steps", "num_train", "num_val"),
     *("num_classes", "world_size", "price_per_hour", "lr", "px", "loss", "top1", "top5", "skipped"),
@@ -311,8 +314,7 @@ def _settings(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
     try:
-        # NaN is no JSON; a number that is none counts as not measured.
-        value = json.loads(data, parse_constant=lambda _: None)
+        value = _DECODER.decode(data.decode())
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
