@@ -181,6 +181,15 @@ def test_a_terminal_gets_a_panel_that_is_drawn_again_and_permanent_lines_for_epo
     assert text.count("epoch 1/8") == 1
 
 
+def test_the_panel_is_drawn_a_few_times_a_second_at_most():
+    times = iter([0.0, 0.05, 0.2, 0.3, 0.35, 0.6])
+    text = shown(
+        START, *(window(step) for step in range(1, 7)), live=True, clock=lambda: next(times)
+    )
+    drawn = [step for step in range(1, 7) if f"step {step}/320" in text]
+    assert drawn == [1, 4, 6]
+
+
 def test_messages_are_shown_as_they_are_without_markup():
     warning = {"kind": "warning", "step": 1, "message": "[bold]x[/bold] :smile: [/]"}
     for live in (False, True):

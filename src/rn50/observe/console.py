@@ -20,6 +20,8 @@ INPUT_BOUND = DATA_BOUND
 """The fraction of an epoch spent waiting for data above which its line says so."""
 
 _PLAIN_INTERVAL_S = 10.0
+_LIVE_INTERVAL_S = 0.25
+"""Drawing takes a few milliseconds, which the host of fast steps does not have for each."""
 _BAD_IMAGES_SHOWN = 10
 """Of each split."""
 
@@ -46,7 +48,7 @@ class Console:
         self._stream = sys.stdout if stream is None else stream
         self._clock = clock
         self._prefix = prefix
-        self._last_plain_s: float | None = None
+        self._last_s: float | None = None
         self._standing = Standing()
         if live is None:
             live = moves_cursor(self._stream)
@@ -107,12 +109,14 @@ class Console:
             self._line("warning: further bad images are told in the record only", style="yellow")
 
     def _progress(self) -> None:
+        now_s = self._clock()
+        interval_s = _PLAIN_INTERVAL_S if self._live is None else _LIVE_INTERVAL_S
+        if self._last_s is not None and now_s - self._last_s < interval_s:
+            return
+        self._last_s = now_s
         if self._live is not None:
             self._live.update(Panel(self._standing), refresh=True)
-            return
-        now_s = self._clock()
-        if self._last_plain_s is None or now_s - self._last_plain_s >= _PLAIN_INTERVAL_S:
-            self._last_plain_s = now_s
+        else:
             self._line("  ".join(facts(self._standing)))
 
     def _line(self, text: str, *, style: str = "") -> None:
