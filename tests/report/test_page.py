@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -109,6 +110,23 @@ def test_the_analysis_is_in_the_page_with_its_pictures(tmp_path):
     assert seen.sources.count("#analysis-1") == 1
     assert "analysis-1" in seen.ids
     assert sum(source.startswith("data:") for source in seen.sources) == 1
+
+
+def test_the_results_are_at_the_analysis_s_other_test_sizes_too(tmp_path):
+    run_dir = folder_of(tmp_path / "run", whole(), SETTINGS)
+    analysed(run_dir, "# Analysis\n")
+    size = {"px": 64, "top1": 0.5, "top1_standard_error": 0.01, "top5": 0.75, "loss": 1.25}
+    sections = {
+        "Summary": {"network": "model", "scores": {"model": {"images": 600}}},
+        "Test sizes": {"test_px": 64, "sizes": [size, {**size, "px": 80, "top1": 0.625}]},
+    }
+    path = run_dir / "analysis" / "analysis.json"
+    path.write_text(json.dumps({"sections": sections}))
+    words = Outline(run_page(run_dir)).words
+    assert "model 62.50% ± 1.00% 75.00% 80 1.2500 600" in words
+    assert words.count("± 1.00%") == 1  # at the run's own size its record tells
+    path.write_text('{"sections": {"Summary": 3}}')
+    assert "± 1.00%" not in Outline(run_page(run_dir)).words
 
 
 def test_names_from_a_run_cannot_become_markup(tmp_path):

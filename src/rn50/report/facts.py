@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rn50 import config
 from rn50.config import Run
@@ -152,6 +153,33 @@ def results(history: History) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def results_at_other_sizes(analysed: dict[str, Any]) -> list[dict[str, str]]:
+    """Return rows as ``results`` does, of the test sizes that an analysis tried besides the run's.
+
+    Args:
+        analysed: The facts of the analysis by section; what is not there gives no row.
+    """
+    try:
+        summary, sizes = analysed["Summary"], analysed["Test sizes"]
+        images = summary["scores"][summary["network"]]["images"]
+        name = _NAMES.get(summary["network"], summary["network"])
+        return [
+            {
+                "network": name,
+                "top-1": f"{one['top1']:.2%} ± {one['top1_standard_error']:.2%}",
+                "top-5": f"{one['top5']:.2%}",
+                "test px": str(one["px"]),
+                "loss": f"{one['loss']:.4f}",
+                "images": f"{images:,}",
+                "after epoch": "as exported",
+            }
+            for one in sizes["sizes"]
+            if one["px"] != sizes["test_px"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def with_error(history: History, network: str) -> str:

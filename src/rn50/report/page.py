@@ -68,7 +68,7 @@ def run_page(run_dir: Path, problems: Sequence[str] = (), price_per_hour: float 
         problems=[*history.problems, *problems],
         what=facts.what_was_run(history),
         where=facts.where(entry),
-        results=facts.results(history),
+        results=[*facts.results(history), *facts.results_at_other_sizes(_analysed(run_dir))],
         claims=facts.claims(history),
         charts=charts(entry),
         sample=_sample(history, run_dir),
@@ -115,7 +115,7 @@ def _markdown(folder: Path) -> MarkdownIt:
         source = str(tokens[index].attrs.get("src", ""))
         alt = Markup.escape(tokens[index].content)
         inlined = data_url(folder / source) if source == Path(source).name else ""
-        return f'<img src="{inlined}" alt="{alt}" loading="lazy">' if inlined else str(alt)
+        return f'<img src="{inlined}" alt="{alt}">' if inlined else str(alt)
 
     def link(
         self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
@@ -135,6 +135,15 @@ def data_url(path: Path) -> str:
         return ""
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _analysed(run_dir: Path) -> dict[str, Any]:
+    """Return the facts of a run's analysis by section; nothing where there are none."""
+    try:
+        told = json.loads((run_dir / ANALYSIS / "analysis.json").read_text(encoding="utf-8"))
+        return dict(told["sections"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _sample(history: History, run_dir: Path) -> str:
