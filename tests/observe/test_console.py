@@ -137,10 +137,10 @@ def test_plain_progress_comes_at_most_every_ten_seconds():
 
 
 def test_an_epoch_that_waited_for_data_says_so():
-    assert "input-bound: 35% of the time was spent waiting for data" in shown(
+    assert "data-bound: 35% of the time was spent waiting for data" in shown(
         START, epoch(1, data_wait=0.35)
     )
-    assert "input-bound" not in shown(START, epoch(1, data_wait=0.2))
+    assert "data-bound" not in shown(START, epoch(1, data_wait=0.2))
 
 
 def test_an_epoch_shows_its_averages_and_needs_no_evaluation():

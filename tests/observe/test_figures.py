@@ -87,7 +87,7 @@ def test_throughput_shows_speed_data_wait_stalls_slow_epochs_and_what_was_measur
     assert [y for _, y in drawn(share)["waiting for data"]] == [0.02, 0.4, 0.02, 0.02]
     assert drawn(share)["GPU utilisation"] == [(1.0, 0.9)]
     assert drawn(share)["waiting for a checkpoint"] == [(1.0, 0.5)]
-    assert "input-bound above 20%" in drawn(share)
+    assert "data-bound above 20%" in drawn(share)
     assert (speed.get_ylabel(), share.get_ylabel()) == ("images per second", "share of time")
 
 

@@ -123,7 +123,7 @@ def test_the_log_has_the_facts_and_a_row_for_each_epoch(tmp_path):
         "data wait": "2%",
         "note": "-",
     }
-    assert [row["note"] for row in rows] == ["-", "slow (1.5x)", "input-bound", "**best**", "-"]
+    assert [row["note"] for row in rows] == ["-", "slow (1.5x)", "data-bound", "**best**", "-"]
 
 
 def test_the_history_holds_the_epochs_and_the_facts(tmp_path):

@@ -16,9 +16,6 @@ from rn50.observe.record import TIMING, Record, duration, shown
 from rn50.observe.standing import DATA_BOUND, Standing
 from rn50.observe.terminal import moves_cursor
 
-INPUT_BOUND = DATA_BOUND
-"""The fraction of an epoch spent waiting for data above which its line says so."""
-
 _PLAIN_INTERVAL_S = 10.0
 _LIVE_INTERVAL_S = 0.25
 """Drawing takes a few milliseconds, which the host of fast steps does not have for each."""
@@ -168,8 +165,8 @@ def _epoch(record: Record, epochs: int) -> str:
         spent += f" + {duration(timing['eval_seconds'])} evaluation"
     facts.append(spent)
     facts.append(f"{shown(timing.get('images_per_second'), ',.0f')} img/s")
-    if (waiting := timing.get("data_wait") or 0.0) > INPUT_BOUND:
-        facts.append(f"input-bound: {waiting:.0%} of the time was spent waiting for data")
+    if (waiting := timing.get("data_wait") or 0.0) > DATA_BOUND:
+        facts.append(f"data-bound: {waiting:.0%} of the time was spent waiting for data")
     return "  ".join(facts)
 
 

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rn50.observe import drawing, published
-from rn50.observe.console import INPUT_BOUND
 from rn50.observe.drawing import COLOURS, Points, png
 from rn50.observe.history import History, scores, timing
 from rn50.observe.published import Curve
 from rn50.observe.record import NETWORKS, Record
+from rn50.observe.standing import DATA_BOUND
 
 __all__ = ["FIGURES", "accuracy", "loss", "png", "schedule", "throughput"]
 
@@ -127,9 +127,9 @@ def throughput(history: History) -> Figure:
 
     top = _shares(history, share)
     drawing.percent_axis(share, "share of time", max(0.1, top))
-    if top > INPUT_BOUND:
-        label = f"input-bound above {INPUT_BOUND:.0%}"
-        share.axhline(INPUT_BOUND, color="0.4", linewidth=0.9, linestyle=(0, (6, 3)), label=label)
+    if top > DATA_BOUND:
+        label = f"data-bound above {DATA_BOUND:.0%}"
+        share.axhline(DATA_BOUND, color="0.4", linewidth=0.9, linestyle=(0, (6, 3)), label=label)
     return _finished(history, figure, [speed, share], bool(rates or epochs))
 
 

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from rn50 import durable
-from rn50.observe.console import INPUT_BOUND
 from rn50.observe.figures import FIGURES, accuracy, png
 from rn50.observe.history import History, scores, timing
 from rn50.observe.published import Curve
 from rn50.observe.record import NETWORKS, Record, shown
+from rn50.observe.standing import DATA_BOUND
 
 _MAX_STALLS = 10
 _COUNTS = ("epochs", "steps_per_epoch", "total_steps", "num_train", "num_val", "num_classes")
@@ -209,8 +209,8 @@ def _note(history: History, record: Record) -> str:
         notes.append("**best**")
     if ratio := history.slow_epochs.get(record["epoch"]):
         notes.append(f"slow ({ratio:.1f}x)")
-    if (timing(record, "data_wait") or 0.0) > INPUT_BOUND:
-        notes.append("input-bound")
+    if (timing(record, "data_wait") or 0.0) > DATA_BOUND:
+        notes.append("data-bound")
     return ", ".join(notes)
 
 
