@@ -67,12 +67,20 @@ def test_one_window_with_a_save_does_not_make_a_run_saving_for_long():
 
 
 def test_the_training_accuracy_is_smoothed_by_steps_whatever_the_windows():
-    fine = after(*(window(step, top1=0.2) for step in range(5, 205, 5)), window(300, top1=0.8))
-    coarse = after(window(200, top1=0.2), window(300, top1=0.8))
+    plan = {"steps_per_epoch": 5000, "total_steps": 20000}
+    steps = (window(step, top1=0.2) for step in range(5, 205, 5))
+    fine = after(*steps, window(300, top1=0.8), **plan)
+    coarse = after(window(200, top1=0.2), window(300, top1=0.8), **plan)
     assert fine.top1 == pytest.approx(coarse.top1)
-    assert 0.5 < coarse.top1 < 0.8
+    # Of the weights, 200 steps have 3/4 of which half is left, and 100 steps 1/2.
+    assert coarse.top1 == pytest.approx((0.75 * 0.5 * 0.2 + 0.5 * 0.8) / 0.875)
     assert after(window(20, top1=0.2)).top1 == pytest.approx(0.2), "no bias towards 0"
     assert after(window(20, top1=0.2), window(40, top1=None)).top1 == pytest.approx(0.2)
+
+
+def test_in_short_epochs_the_accuracy_is_smoothed_over_a_part_of_one():
+    stands = after(window(100, top1=0.2), window(110, top1=0.8))
+    assert stands.top1 == pytest.approx(0.5, abs=0.001)
 
 
 def test_the_time_left_counts_evaluations_and_follows_the_image_size():

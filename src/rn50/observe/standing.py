@@ -13,7 +13,8 @@ SAVING = 0.2
 HOST_BOUND = 0.5
 """The utilisation of the GPU below which the host is what a run waits for."""
 
-_SMOOTHING_STEPS = 100.0
+_SMOOTHING_STEPS, _SMOOTHING_EPOCHS = 100.0, 0.1
+"""After so many steps, or so much of an epoch if that is less, a training accuracy counts half."""
 _GPU = "gpu_"
 
 
@@ -66,7 +67,7 @@ class Standing:
 
     @property
     def top1(self) -> float | None:
-        """Return the training accuracy, 0 to 1, smoothed over some hundred steps."""
+        """Return the training accuracy, 0 to 1, smoothed over some hundred steps at most."""
         return self._top1 / self._top1_weight if self._top1_weight else None
 
     @property
@@ -114,7 +115,8 @@ class Standing:
         if steps <= 0:
             return
         if record.get("top1") is not None:
-            kept = 0.5 ** (steps / _SMOOTHING_STEPS)
+            half = min(_SMOOTHING_STEPS, _SMOOTHING_EPOCHS * self._steps_per_epoch)
+            kept = 0.5 ** (steps / half)
             self._top1 = kept * self._top1 + (1 - kept) * record["top1"]
             self._top1_weight = kept * self._top1_weight + 1 - kept
         step_s = timing["seconds"] / steps
