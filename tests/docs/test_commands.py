@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from distributions import (
     VAL,
     flat_tree,
@@ -20,8 +22,9 @@ from distributions import (
 )
 from image_trees import write_folder, write_tar, write_zip
 
+from analyze.run_folders import write_run
 from rn50.cli import main
-from rn50.data.shards import MANIFEST
+from rn50.data.shards import MANIFEST, PackedDataset
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs/guide").glob("*.md"))]
@@ -110,9 +113,18 @@ def lay_out(desk: Path, words: list[str]) -> None:
     shutil.rmtree(desk / "runs", ignore_errors=True)
     if words[0] == "prepare":  # each section begins with nothing
         shutil.rmtree(desk / words[2], ignore_errors=True)
-    for word in words[1:] if words[0] == "plot" else ():
+    for word in words[1:] if words[0] in ("plot", "report") else ():
         if word.startswith("runs/"):
             a_run(desk / word)
+
+
+def lay_out_weights(desk: Path, words: list[str], dataset: PackedDataset) -> None:
+    """Make the weights that are to be analysed: of a run, or a file of torchvision's."""
+    if words[1].startswith("runs/"):
+        write_run(desk / words[1], dataset, "model", "average")
+    else:
+        net = torchvision.models.resnet18(num_classes=len(dataset.classes))
+        torch.save(net.state_dict(), desk / words[1])
 
 
 def run(words: list[str]) -> int:
@@ -125,7 +137,7 @@ def run(words: list[str]) -> int:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_is_accepted_and_the_cheap_ones_run(
-    page, desk, monkeypatch, capsys, packed
+    page, desk, monkeypatch, capsys, packed, dataset
 ):
     monkeypatch.chdir(desk)
     shutil.rmtree(desk / "packed", ignore_errors=True)
@@ -138,6 +150,8 @@ def test_every_command_of_a_page_is_accepted_and_the_cheap_ones_run(
             continue
         words = words_of(command)
         lay_out(desk, words)
+        if words[0] == "analyze":
+            lay_out_weights(desk, words, dataset)
         if words[0] == "eval":
             continue  # tests/test_cli.py runs it on a trained run
         if words[0] == "download" and len(words) > 1:

@@ -18,10 +18,9 @@ from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
 import rn50
-from rn50.observe.compare import Entry, comparison
+from rn50.observe.compare import Entry
 from rn50.observe.figures import FIGURES
 from rn50.observe.history import History
-from rn50.observe.published import belonging_to
 from rn50.report import facts
 from rn50.report.charts import Chart, chart
 from rn50.report.command import differences, repeat
@@ -32,7 +31,7 @@ ANALYSIS = "analysis"
 _ALTS = {
     "loss": "Loss in training and validation over the epochs",
     "accuracy": "Top-1 and top-5 accuracy in training and validation over the epochs",
-    "schedule": "Learning rate and image size over the epochs",
+    "lr": "Learning rate and image size over the epochs",
     "throughput": "Images per second, and the share of time spent waiting for data",
 }
 
@@ -70,7 +69,7 @@ def run_page(run_dir: Path, problems: Sequence[str] = (), price_per_hour: float 
         where=facts.where(entry),
         results=[*facts.results(history), *facts.results_at_other_sizes(_analysed(run_dir))],
         claims=facts.claims(history),
-        charts=charts(entry),
+        charts=charts(history),
         sample=_sample(history, run_dir),
         events=facts.events(history),
         analysis=analysis(run_dir / ANALYSIS),
@@ -80,15 +79,11 @@ def run_page(run_dir: Path, problems: Sequence[str] = (), price_per_hour: float 
     )
 
 
-def charts(entry: Entry) -> list[Chart]:
+def charts(history: History) -> list[Chart]:
     """Return the curves of a run; none of one that recorded nothing."""
-    history = entry.history
     if not history.windows and not history.epochs:
         return []
-    made = [chart(name, draw(history), _ALTS.get(name, name)) for name, draw in FIGURES.items()]
-    if belonging_to(history) and (figure := comparison([entry])):
-        made.append(chart("published", figure, "Validation beside the recipe's published curve"))
-    return made
+    return [chart(name, draw(history), _ALTS.get(name, name)) for name, draw in FIGURES.items()]
 
 
 def analysis(folder: Path) -> list[Part]:
