@@ -27,7 +27,7 @@ NETWORKS = ("model", "average", "swa")
 """The networks of a run, by their names in the records and on the disk: what is trained, its EMA
 and its SWA, of which a run may lack the last two."""
 
-_INCIDENTAL = {"resume", "checkpoint", "warning", "notice", "mirror", "stall"}
+_INCIDENTAL = {"resume", "checkpoint", "warning", "notice", "mirror", "stall", "images"}
 
 
 class Recorder:
@@ -179,8 +179,8 @@ def without_timing(records: Iterable[Record]) -> list[Record]:
     """Return what training produced, which is equal for a resumed and an uninterrupted run.
 
     Left out are the clock's values, and whole records that tell when a process was stopped, saved,
-    was told something, was slow or had something to warn of: resume, checkpoint, notice, mirror,
-    stall and warning.
+    was told something, was slow, drew a picture or had something to warn of: resume, checkpoint,
+    notice, mirror, stall, images and warning.
     """
     return [
         {key: value for key, value in record.items() if key != TIMING}

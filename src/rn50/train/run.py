@@ -23,7 +23,19 @@ from rn50.observe import record, trackers
 from rn50.observe.cost import Meter
 from rn50.observe.record import TIMING, Record
 from rn50.remote_files import is_remote
-from rn50.train import changes, checkpoint, folder, lock, origin, probe, rollback, saving, swa
+from rn50.train import (
+    changes,
+    checkpoint,
+    first_batch,
+    folder,
+    histograms,
+    lock,
+    origin,
+    probe,
+    rollback,
+    saving,
+    swa,
+)
 from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
@@ -220,9 +232,14 @@ def _train(
         observed = stack.enter_context(observing.begun(facts))
         saver = _saver(job, state, stack, observed.sync, mirror, resumed)
         write = saver.told(mirror.told(observed.write))
+        if group.is_first:
+            write = histograms.told(write, state.model, run.log.histogram_epochs)
         rollback.tell(news, write, observed.sync)
         bad = BadImages(run.storage, job.dataset.classes, group, write)
         bad.recall(job.place / record.FILE_NAME)
+        read = partial(loader.read, job.train_split, on_bad=bad.in_training)
+        if group.is_first and resumed is None:
+            first_batch.show(job.place, run, engine, plan.request(0), read, write)
         # One process of a machine asks for all.
         watched = run.storage.spot_notices if group.local_rank == 0 else "off"
         watch = stack.enter_context(Watch(notice_service(watched)))
@@ -230,8 +247,7 @@ def _train(
             batches=partial(bad.batches, loader, job.train_split, plan, timeline.total_steps),
             settle=partial(
                 swa.estimate_statistics,
-                *(state, engine, timeline, plan),
-                partial(loader.read, job.train_split, on_bad=bad.in_training),
+                *(state, engine, timeline, plan, read),
             ),
             evaluate=partial(_evaluate, job, state, timeline, loader, bad),
             save=saver.save,
@@ -340,7 +356,7 @@ def _is_finished(job: _Job, saved: Saved) -> bool:
 def _finished(place: Path) -> Finished:
     names = (
         *("training_log.md", "train.log", "history.json"),
-        *(f"{name}.png" for name in ("loss", "accuracy", "lr", "throughput")),
+        *(f"{name}.png" for name in ("augmented", "loss", "accuracy", "lr", "throughput")),
         *(record.FILE_NAME, folder.CONFIG),
         *(f"{name}.safetensors" for name in (*record.NETWORKS, "best")),
     )
