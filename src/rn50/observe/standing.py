@@ -115,7 +115,7 @@ class Standing:
         if steps <= 0:
             return
         if record.get("top1") is not None:
-            half = min(_SMOOTHING_STEPS, _SMOOTHING_EPOCHS * self._steps_per_epoch)
+            half = max(1.0, min(_SMOOTHING_STEPS, _SMOOTHING_EPOCHS * self._steps_per_epoch))
             kept = 0.5 ** (steps / half)
             self._top1 = kept * self._top1 + (1 - kept) * record["top1"]
             self._top1_weight = kept * self._top1_weight + 1 - kept
