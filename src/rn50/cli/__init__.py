@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from rn50.cli.analysing import analyze
 from rn50.cli.data import download, prepare, verify
 from rn50.cli.inform import doctor, evaluate, hardware, recipes
 from rn50.cli.plotting import plot
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "verify": verify,
             "eval": evaluate,
             "plot": plot,
+            "analyze": analyze,
             "recipes": recipes,
             "hardware": hardware,
             "doctor": doctor,
