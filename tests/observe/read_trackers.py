@@ -77,6 +77,7 @@ def _entries(data: bytes) -> list[bytes]:
     """Read LevelDB's log format block by block, comparing the checksums."""
     assert data[:4] == b":W&B"
     found: list[bytes] = []
+    whole = True
     for start in range(0, len(data), 32_768):
         block = data[start : start + 32_768]
         at = 7 if start == 0 else 0

@@ -187,6 +187,26 @@ def test_killed_and_resumed_each_tracker_has_every_step_once(tmp_path, stores):
 
 
 @pytest.mark.slow
+def test_a_resumed_run_waits_for_the_process_that_a_killed_one_left_behind(tmp_path, stores):
+    place = tmp_path / "run-f"
+    before, abandoned = begin(place, settings(stores))
+    for record in told(1, 5):
+        before.write(record)
+    until_delivered(place, 5)
+    observers, _ = begin(place, settings(stores), resumed_at=3)
+    for record in told(4, 6):
+        observers.write(record)
+    time.sleep(3)
+    assert len(list((place / "tensorboard").glob("events*"))) == 1
+    abandoned._process.stdin.close()  # as if only now the training had died
+    observers.write({"kind": "end", "step": 6})
+    observers.close()
+    for name, (run,) in read(place, stores).items():
+        assert [step for step, _ in run["values"]["train/loss"]] == [1, 2, 3, 4, 5, 6], name
+    before.close()
+
+
+@pytest.mark.slow
 def test_after_a_roll_back_the_history_is_that_of_the_run(tmp_path, stores):
     place = tmp_path / "run-c"
     observers, _ = begin(place, settings(stores))
