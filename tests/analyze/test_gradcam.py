@@ -5,7 +5,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from rn50.analyze.gradcam import default_layer, enlarged, grad_cam, peaks
+from analyze.means import linear
+from rn50.analyze.gradcam import default_layer, enlarged, grad_cam, jump_at, peaks, scaled
 from rn50.config import Model
 from rn50.errors import UsageError
 from rn50.model.resnet import ResNet, build
@@ -47,7 +48,7 @@ def test_maps_are_those_of_the_library_grad_cam(arch, layer):
         with GradCAM(model=net, target_layers=[net.get_submodule(layer)]) as cam:
             wanted = [ClassifierOutputTarget(int(target)) for target in targets[:, column]]
             expected = cam(images, targets=wanted)
-        ours = enlarged(got.maps[:, column], PX).numpy()
+        ours = scaled(enlarged(got.maps[:, column], PX, jump=None)).numpy()
         assert expected.max() == pytest.approx(1.0, abs=1e-3)
         assert expected.std() > 0.01
         np.testing.assert_allclose(ours, expected, atol=2e-5)
@@ -61,9 +62,8 @@ def test_the_class_explained_is_the_predicted_one_by_default():
     torch.testing.assert_close(got.logits, logits)
     assert got.targets.tolist() == logits.argmax(dim=1, keepdim=True).tolist()
     with GradCAM(model=net, target_layers=[net.layer4]) as cam:
-        np.testing.assert_allclose(
-            enlarged(got.maps[:, 0], PX).numpy(), cam(images, targets=None), atol=2e-5
-        )
+        ours = scaled(enlarged(got.maps[:, 0], PX, jump=None)).numpy()
+        np.testing.assert_allclose(ours, cam(images, targets=None), atol=2e-5)
 
 
 def test_images_of_a_batch_do_not_touch_each_other():
@@ -127,11 +127,11 @@ def test_a_layer_that_is_not_there_is_refused_with_those_that_are(layer):
 
 def test_a_layer_without_places_is_refused_and_leaves_all_as_it_was():
     net = network(arch="resnet18").train()
-    with pytest.raises(UsageError, match="layer is 'fc', whose output has no places; give one"):
-        grad_cam(net, inputs(), layer="fc")
+    for layer in ("fc", "avgpool"):
+        with pytest.raises(UsageError, match=f"layer is '{layer}', whose output has no places; g"):
+            grad_cam(net, inputs(), layer=layer)
     assert net.training
     assert torch.is_grad_enabled()
-    assert not net.fc._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,40 @@ def test_the_default_is_the_last_stage_that_is_not_too_coarse(settings, px, laye
 def test_a_map_of_zeros_stays_zero_and_points_nowhere():
     maps = torch.zeros(2, 4, 4)
     maps[1, 2, 1] = 3.0
-    large = enlarged(maps, 64)
+    large = scaled(enlarged(maps, 64, jump=16))
     assert not large[0].any()
     assert large[1].max() == 1.0
-    places = peaks(maps, 64)
+    places = peaks(maps, 16)
     assert places[0].isnan().all()
-    assert places[1].tolist() == [2.5 * 16, 1.5 * 16]
+    assert places[1].tolist() == [2 * 16 + 0.5, 16 + 0.5]
 
 
-def test_the_peak_is_where_the_enlarged_map_is_largest():
-    maps = torch.rand(20, 7, 7, generator=torch.Generator().manual_seed(0))
-    maps[:, [0, -1]] = 0  # at a border the enlarged map is flat
-    maps[:, :, [0, -1]] = 0
-    large = enlarged(maps, 7 * 33)
-    for place, image in zip(peaks(maps, 7 * 33), large, strict=True):
-        row, column = divmod(int(image.argmax()), 7 * 33)
+@pytest.mark.parametrize("px", [224, 176, 161])
+def test_the_peak_is_where_the_enlarged_map_is_largest(px):
+    side = -(-px // 32)
+    maps = torch.rand(20, side, side, generator=torch.Generator().manual_seed(0))
+    maps[:, -1] = maps[:, :, -1] = 0  # beyond the last value the enlarged map is flat
+    large = enlarged(maps, px, jump=32)
+    assert large.shape == (20, px, px)
+    for place, image in zip(peaks(maps, 32), large, strict=True):
+        row, column = divmod(int(image.argmax()), px)
         assert place.tolist() == [row + 0.5, column + 0.5]
+
+
+@pytest.mark.parametrize("settings", [{}, {"blurpool": "convs-and-max-pool"}, {"stem": "small"}])
+@pytest.mark.parametrize("layer", ["layer1", "layer2.0.conv2", "layer3", "layer4.0.downsample.1"])
+def test_a_value_is_put_where_its_gradient_is_centred(settings, layer):
+    built = build(Model(arch="resnet18", num_classes=2, **settings), seed=0)
+    jump, net = jump_at(built, layer), linear(built)
+    held = []
+    net.get_submodule(layer).register_forward_hook(lambda *args: held.append(args[2]))
+    side = 1024 if jump > 8 else 320  # so that no edge cuts off what a value in the middle sees
+    pixels = torch.ones(1, 3, 32, side, dtype=torch.float64, requires_grad=True)
+    net(pixels)
+    maps = torch.zeros(held[0].shape[2:])
+    column = side // 2 // jump
+    maps[0, column] = 1
+    (gradient,) = torch.autograd.grad(held[0][..., column].sum(), pixels)
+    weights = gradient.sum(dim=(0, 1, 2))
+    centre = (weights * (torch.arange(side) + 0.5)).sum() / weights.sum()
+    assert float(centre) == pytest.approx(float(peaks(maps, jump)[1]), abs=1e-6)

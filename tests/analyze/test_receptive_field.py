@@ -1,42 +1,11 @@
-import copy
-
 import pytest
 import torch
-from torch import nn
 
+from analyze.means import linear
 from rn50.analyze.layers import on_meta
 from rn50.analyze.receptive_field import fields
 from rn50.config import Model
-from rn50.model.blurpool import BlurMaxPool2d
 from rn50.model.resnet import ResNet, build
-
-
-class Mean(nn.Module):
-    """In place of the blurred max-pool: the same windows, but every pixel in them counts."""
-
-    def __init__(self, pool: BlurMaxPool2d) -> None:
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blurred = nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
-        kernel = self.pool.blur
-        return nn.functional.conv2d(blurred, kernel, stride=2, padding=1, groups=len(kernel))
-
-
-def linear(net: ResNet) -> ResNet:
-    """Make each value the mean of what it sees: positive weights, no normalisation, no maxima."""
-    net = copy.deepcopy(net).double().eval()
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-    if isinstance(net.maxpool, nn.MaxPool2d):
-        net.maxpool = nn.AvgPool2d(3, stride=2, padding=1)
-    elif isinstance(net.maxpool, BlurMaxPool2d):
-        net.maxpool = Mean(net.maxpool)
-    return net
 
 
 def seen(net: ResNet, layer: str, jump: int, width: int) -> tuple[int, int]:
@@ -81,3 +50,17 @@ def test_resnet50_sees_427_pixels_32_apart_and_its_third_stage_267():
     found = fields(on_meta(Model()))
     assert (found["layer4"].px, found["layer4"].jump) == (427, 32)
     assert (found["layer3"].px, found["layer3"].jump) == (267, 16)
+
+
+def test_every_module_whose_output_is_a_map_has_a_field():
+    net = build(Model(arch="resnet18", num_classes=2), seed=0).eval()
+    sides: dict[str, int] = {}
+    for name, module in net.named_modules():
+        module.register_forward_hook(
+            lambda _, __, output, name=name: (
+                sides.update({name: output.shape[-1]}) if output.dim() == 4 else None
+            )
+        )
+    net(torch.zeros(1, 3, 224, 224))
+    del sides["avgpool"]
+    assert {name: 224 // field.jump for name, field in fields(net).items()} == sides

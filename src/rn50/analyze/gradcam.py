@@ -34,6 +34,8 @@ class Maps:
     maps: Float[Tensor, "batch targets rows columns"]
     """One value for each place of the layer's map, 0 or more, in units of the logit times the
     number of places."""
+    jump: int
+    """Pixels from one place to the next; the first is at the image's corner."""
 
 
 def grad_cam(
@@ -59,7 +61,7 @@ def grad_cam(
     Raises:
         UsageError: The network has no such layer, or its output is no map.
     """
-    check_layer(net, layer)
+    jump = jump_at(net, layer)
     with _leaf_at(net, layer) as leaf:
         logits = net(inputs)
         if targets is None:
@@ -71,51 +73,69 @@ def grad_cam(
             (gradient,) = torch.autograd.grad(score, activations, retain_graph=True)
             weights = gradient.mean(dim=(2, 3), keepdim=True)
             maps.append(F.relu((weights * activations).sum(dim=1)).detach())
-    return Maps(logits.detach(), targets, torch.stack(maps, dim=1))
+    return Maps(logits.detach(), targets, torch.stack(maps, dim=1), jump)
 
 
 def enlarged(
-    maps: Float[Tensor, "*batch rows columns"], px: int
+    maps: Float[Tensor, "*batch rows columns"], px: int, *, jump: int | None
 ) -> Float[Tensor, "*batch {px} {px}"]:
-    """Return maps from 0 to 1, each by its own range, at the images' size; bilinear.
+    """Return maps at the images' size, bilinear.
 
-    A map that is the same everywhere becomes 0.
-    """
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    large = F.interpolate(flat, (px, px), mode="bilinear", align_corners=False)
-    low, high = (fn(large, dim=(-2, -1), keepdim=True) for fn in (torch.amin, torch.amax))
-    scaled = (large - low) / torch.where(high > low, high - low, 1.0)
-    return scaled.reshape(*maps.shape[:-2], px, px)
-
-
-def peaks(maps: Float[Tensor, "*batch rows columns"], px: int) -> Float[Tensor, "*batch 2"]:
-    """Return the place of each map's maximum, in pixels from the top and from the left.
-
-    It is the centre of the cell with the largest value, where the enlarged map has its maximum
-    too; of several the first. A map of zeros has none: NaN.
+    Args:
+        maps: With any values.
+        px: Side of the images.
+        jump: Each value is put where it sees, at the centre of its receptive field: ``jump`` pixels
+            apart from the corner on. None: as if the map's cells divided the image evenly, which
+            is what libraries do; it shows all ``(jump - 1) / 2`` pixels too far down and right.
     """
     rows, columns = maps.shape[-2:]
+    flat = maps.reshape(-1, 1, rows, columns)
+    if jump is None:
+        large = F.interpolate(flat, (px, px), mode="bilinear", align_corners=False)
+    else:
+        height, width = ((count - 1) * jump + 1 for count in (rows, columns))
+        large = F.interpolate(flat, (height, width), mode="bilinear", align_corners=True)
+        large = F.pad(large, (0, px - width, 0, px - height), mode="replicate")
+    return large.reshape(*maps.shape[:-2], px, px)
+
+
+def scaled(maps: Float[Tensor, "*batch px px"]) -> Float[Tensor, "*batch px px"]:
+    """Return maps from 0 to 1, each by its own range; a map without one becomes 0."""
+    low, high = (fn(maps, dim=(-2, -1), keepdim=True) for fn in (torch.amin, torch.amax))
+    return (maps - low) / torch.where(high > low, high - low, 1.0)
+
+
+def peaks(maps: Float[Tensor, "*batch rows columns"], jump: int) -> Float[Tensor, "*batch 2"]:
+    """Return the place of each map's maximum, in pixels from the top and from the left.
+
+    It is the centre of what the largest value sees, as for ``enlarged``; of several the first. A
+    map of zeros has none: NaN.
+    """
     flat = maps.flatten(-2)
     best = flat.argmax(dim=-1)
-    places = torch.stack(
-        [(best // columns + 0.5) * px / rows, (best % columns + 0.5) * px / columns], dim=-1
-    )
-    return torch.where((flat.amax(dim=-1) > 0)[..., None], places, torch.nan)
+    cells = torch.stack([best // maps.shape[-1], best % maps.shape[-1]], dim=-1)
+    return torch.where((flat.amax(dim=-1) > 0)[..., None], centres(cells, jump), torch.nan)
 
 
-def check_layer(net: ResNet, layer: str) -> None:
-    """Refuse a layer that the network does not have.
+def centres(cells: Int64[Tensor, "*batch 2"], jump: int) -> Float[Tensor, "*batch 2"]:
+    """Return where the rows and columns of a map lie in the image, in pixels from its corner."""
+    return cells * float(jump) + 0.5
+
+
+def jump_at(net: ResNet, layer: str) -> int:
+    """Return the pixels from one value of a layer's output to the next.
 
     Raises:
-        UsageError: With what it has.
+        UsageError: The network has no such layer, or its output is no map.
     """
-    if layer and layer in dict(net.named_modules()):
-        return
+    if (field := fields(net).get(layer)) is not None:
+        return field.jump
+    known = layer and layer in dict(net.named_modules())
+    wrong = "whose output has no places" if known else "which the network has not"
     blocks = len([*net.layer4.children()])
     raise UsageError(
-        f"layer is {layer!r}, which the network has not; give a stage (layer1, layer2, layer3, "
-        f"layer4), a block of one (layer4.0 to layer4.{blocks - 1}), or a part of a block "
-        "(layer4.0.conv2)"
+        f"layer is {layer!r}, {wrong}; give a stage (layer1, layer2, layer3, layer4), a block of "
+        f"one (layer4.0 to layer4.{blocks - 1}), or a part of a block (layer4.0.conv2)"
     )
 
 
@@ -136,11 +156,6 @@ def _leaf_at(net: ResNet, layer: str) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def cut(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        if output.dim() != 4:
-            raise UsageError(
-                f"layer is {layer!r}, whose output has no places; give one whose output is a map, "
-                "such as layer4"
-            )
         found.append(output.detach().requires_grad_())
         torch.set_grad_enabled(True)  # until the block below ends
         return found[-1].clone()

@@ -13,6 +13,7 @@ gradient, pixel by pixel, in ``tests/analyze/test_receptive_field.py``: 427 px f
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rn50.model.blurpool import BlurConv2d, BlurMaxPool2d
 from rn50.model.resnet import BasicBlock, Bottleneck, ResNet
@@ -34,12 +35,13 @@ class Field:
 
 
 def fields(net: ResNet) -> dict[str, Field]:
-    """Return the field of each convolution's, pool's, block's and stage's output, by its name.
+    """Return the field of every module's output, by its name.
 
-    The global average pool and what comes after see the whole image and are not in it.
+    The global average pool and what comes after see the whole image and are not in it. Of a block's
+    ReLU, which runs several times, it is that of the last.
     """
-    found: dict[str, Field] = {}
-    field = found["conv1"] = behind(net.conv1, Field())
+    field = behind(net.conv1, Field())
+    found = dict.fromkeys(("conv1", "bn1", "relu"), field)
     field = found["maxpool"] = behind(net.maxpool, field)
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         for place, block in net.get_submodule(stage).named_children():
@@ -62,12 +64,14 @@ def _behind_block(
 ) -> Field:
     main = shortcut = field
     for child, module in block.named_children():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | _BatchNorm):
             main = found[f"{name}.{child}"] = behind(module, main)
     if block.downsample is not None:
-        shortcut = found[f"{name}.downsample.0"] = behind(block.downsample[0], field)
+        shortcut = behind(block.downsample[0], field)
+        found |= {f"{name}.downsample{part}": shortcut for part in ("", ".0", ".1")}
     assert main.jump == shortcut.jump
-    return max(main, shortcut, key=lambda branch: branch.radius)
+    found[f"{name}.relu"] = max(main, shortcut, key=lambda branch: branch.radius)
+    return found[f"{name}.relu"]
 
 
 def _windows(module: nn.Module) -> list[tuple[int, int]]:
