@@ -79,7 +79,7 @@ def eventually(question):
 
 def sampled(nvml, *names, samples=3):
     before = len(nvml.asked)
-    gpus = Gpus(names, interval_s=0.001)
+    gpus = Gpus(lambda: names, interval_s=0.001)
     try:
         eventually(lambda: len(nvml.asked) - before > 5 * samples * len(names))
         return gpus.take(), gpus.news()
@@ -110,7 +110,7 @@ def test_only_the_gpus_that_are_named_are_sampled(put):
 
 def test_each_window_begins_anew_and_without_a_sample_tells_nothing(put):
     nvml = put(Nvml(**{"GPU-a": gpu()}))
-    gpus = Gpus(["a"], interval_s=0.001)
+    gpus = Gpus(lambda: ["a"], interval_s=0.001)
     eventually(gpus.take)
     nvml.gpus["GPU-a"] |= gpu(utilisation=10)
     time.sleep(0.05)
@@ -156,7 +156,7 @@ def test_where_nothing_is_told_that_is_said_once_and_is_no_error(put, missing, m
         nvml.fails["Init"] = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
     elif missing == "everything":
         nvml.fails = dict.fromkeys(gpu(), pynvml.NVML_ERROR_NOT_SUPPORTED)
-    gpus = Gpus(["other" if missing == "gpu" else "a"], interval_s=0.001)
+    gpus = Gpus(lambda: ["other" if missing == "gpu" else "a"], interval_s=0.001)
     (message,) = eventually(gpus.news)
     assert message.startswith("the GPU's utilisation, memory and power are not shown from here on")
     assert "\n" not in message
@@ -168,7 +168,7 @@ def test_where_nothing_is_told_that_is_said_once_and_is_no_error(put, missing, m
 
 def test_a_gpu_that_is_lost_in_the_middle_ends_the_sampling_with_a_word(put):
     nvml = put(Nvml(**{"GPU-a": gpu()}))
-    gpus = Gpus(["a"], interval_s=0.001)
+    gpus = Gpus(lambda: ["a"], interval_s=0.001)
     eventually(gpus.take)
     nvml.fails["PowerUsage"] = pynvml.NVML_ERROR_GPU_IS_LOST
     (message,) = eventually(gpus.news)
@@ -181,11 +181,18 @@ def test_a_driver_that_hangs_does_not_hold_the_run(put, monkeypatch):
     nvml = put(Nvml(**{"GPU-a": gpu()}))
     let_go = threading.Event()
     nvml.nvmlInit = let_go.wait
-    gpus = Gpus(["a"], interval_s=0.001)
+    gpus = Gpus(lambda: ["a"], interval_s=0.001)
     monkeypatch.setattr(gpus._thread, "join", lambda limit: None)
     assert gpus.take() == {}
     gpus.close()
     let_go.set()
+
+
+def test_a_torch_that_does_not_tell_its_gpus_is_no_error(put):
+    put(Nvml(**{"GPU-a": gpu()}))
+    gpus = Gpus(lambda: [object().uuid], interval_s=0.001)
+    assert "has no attribute 'uuid'" in eventually(gpus.news)[0]
+    gpus.close()
 
 
 def test_without_a_driver_the_real_library_is_no_error_either():
@@ -193,7 +200,7 @@ def test_without_a_driver_the_real_library_is_no_error_either():
     try:
         real.nvmlInit()
     except real.NVMLError:
-        gpus = Gpus(["a"], interval_s=0.001)
+        gpus = Gpus(lambda: ["a"], interval_s=0.001)
         assert len(eventually(gpus.news)) == 1
         gpus.close()
     else:

@@ -118,7 +118,7 @@ class Told(system.Gpus):
     """GPUs that answer at once."""
 
     def __init__(self, uuids):
-        self.of, self.closed = uuids, False
+        self.of, self.closed = uuids(), False
         self._told = ["the GPU's utilisation, memory and power are not shown from here on (x)"]
 
     def take(self):

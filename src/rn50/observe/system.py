@@ -37,11 +37,14 @@ class Gpus:
     since only the run's first process records, a record is about its machine alone.
 
     Args:
-        uuids: Of the GPUs, without the prefix ``GPU-``; see ``uuids``.
+        uuids: Tells those of the GPUs, without the prefix ``GPU-``; see ``uuids``. Called in the
+            thread, where it may fail.
         interval_s: Seconds between two samples.
     """
 
-    def __init__(self, uuids: Sequence[str], *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self, uuids: Callable[[], Sequence[str]], *, interval_s: float = INTERVAL_S
+    ) -> None:
         self._uuids = uuids
         self._interval_s = interval_s
         self._lock = threading.Lock()
@@ -94,7 +97,7 @@ class Gpus:
             nvml: Any = importlib.import_module("pynvml")
             nvml.nvmlInit()
             try:
-                gpus = [_Gpu(nvml, uuid) for uuid in self._uuids]
+                gpus = [_Gpu(nvml, uuid) for uuid in self._uuids()]
                 while not self._closing.wait(self._interval_s):
                     self._add([gpu.sample() for gpu in gpus])
             finally:

@@ -75,7 +75,7 @@ class Observing:
             observers = stack.enter_context(closing(Observers(recorder, others)))
             gpus = None
             if self.device.type == "cuda":
-                gpus = Gpus(uuids(self.group.local_world_size))
+                gpus = Gpus(partial(uuids, self.group.local_world_size))
                 stack.callback(gpus.close)
             write = partial(_timed, observers.write, self.meter, gpus)
             if self.group.is_first:
