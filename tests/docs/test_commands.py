@@ -33,6 +33,7 @@ ELSEWHERE = (
     "git ",
     "cd ",
     "tensorboard ",
+    "wandb ",
     "python benchmarks/",
     "uv run scripts/check",
     "aws ",
