@@ -42,6 +42,11 @@ class Calibration:
         """Return the largest gap of any bin."""
         return float(self._gaps.max())
 
+    @property
+    def images_of_maximum(self) -> int:
+        """Return how many images the bin of the largest gap has: of a few it tells little."""
+        return int(self.counts[self._gaps.argmax()])
+
 
 def calibrate(
     confidence: Sequence[float] | np.ndarray,
@@ -112,8 +117,9 @@ def section(seen: Predictions) -> Section:
             f"On average the network gives its answer a probability of {sure:.2%} and is right in "
             f"{scores.top1:.2%}: {verdict}. Expected calibration error "
             f"{found.expected_error:.2%} ({NUM_BINS} bins of equal width), largest gap of a bin "
-            f"{found.maximum_error:.2%}, negative log-likelihood {scores.loss:.4f}. Label "
-            "smoothing and mixing train a network to be less sure than it is right.",
+            f"{found.maximum_error:.2%} (of {found.images_of_maximum:,} images), negative "
+            f"log-likelihood {scores.loss:.4f}. Label smoothing and mixing train a network to be "
+            "less sure than it is right.",
             pictures[0].markdown,
             "### If it answers only when it is sure",
             table(
@@ -208,8 +214,9 @@ def _by_confidence(seen: Predictions) -> Picture:
                 f"≥ {threshold:.0%}", place, xytext=(4, 5), textcoords="offset points", fontsize=9
             )
     axes.set_xlim(0, 1.02)
-    margin = max(0.01, 0.12 * (1 - lowest))
-    axes.set_ylim(max(0.0, lowest - margin), float(accuracy[drawn - 1].max()) + margin)
+    highest = float(accuracy[drawn - 1].max())
+    margin = max(0.01, 0.1 * (highest - lowest))
+    axes.set_ylim(max(0.0, lowest - margin), highest + margin)
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1.0))

@@ -78,10 +78,10 @@ class _Gallery:
 
 
 def _galleries(wrong: int, most: int) -> list[_Gallery]:
-    order = "The true class was thought least likely in the first."
+    order = "In the order of the true class's probability, the least likely first."
     if wrong <= most:
         return [_Gallery("hardest", "All mistakes", order, hardest)] if wrong else []
-    sure = "Of the wrong answers the network was surest of the first."
+    sure = "In the order of the wrong answer's probability, the surest first."
     return [
         _Gallery("hardest", "The hardest images", order, hardest),
         _Gallery("confident", "The most confident mistakes", sure, most_confident),
