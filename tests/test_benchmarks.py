@@ -86,6 +86,19 @@ def test_benchmarks_run_and_the_network_agrees_with_torchvision(
 
 
 @pytest.mark.slow
+def test_observation_is_measured_with_all_trackers_on(tmp_path: Path) -> None:
+    for library in ("tensorboard", "wandb", "trackio", "mlflow"):
+        pytest.importorskip(library)
+    brief = ("--step-ms", "1", "--windows", "2", "--steps", "400")
+    run(BENCHMARKS / "observation.py", *brief, "--json", tmp_path / "observation.json")
+    found = report(tmp_path / "observation.json")
+    assert [row["steps"] for row in found["memory"]] == [40, 400, "growth"]
+    assert {"process of trackers, MB", "process of W&B, MB"} < found["memory"][1].keys()
+    assert found["memory"][1]["process of trackers, MB"] > 20
+    assert found["shares"][0]["seconds"] > 0
+
+
+@pytest.mark.slow
 def test_every_section_of_the_gpu_benchmark_runs_in_miniature(tmp_path: Path) -> None:
     run(BENCHMARKS / "gpu.py", "--cpu-smoke", "--out", tmp_path)
     sections = report(tmp_path / "gpu.json")

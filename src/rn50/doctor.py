@@ -28,7 +28,10 @@ EXTRAS = {
     "devkit": ("scipy", "reading ImageNet's devkit (prepare from the ILSVRC2012 archives)"),
     "parquet": ("pyarrow", "reading parquet files (prepare from Hugging Face's imagenet-1k)"),
     "s3": ("s3fs", "data in object storage or on a web server: --data s3://… or https://…"),
-    "track": ("tensorboard", "TensorBoard logs: --log.tensorboard"),
+    "track": ("tensorboard", "TensorBoard: --tensorboard"),
+    "wandb": ("wandb", "Weights & Biases: --wandb online or offline"),
+    "trackio": ("trackio", "trackio: --trackio"),
+    "mlflow": ("mlflow", "MLflow: --mlflow http://…"),
 }
 """For each optional extra, the module that tells whether it is there, and what it is for."""
 
