@@ -1,8 +1,9 @@
 """One exact pass over a split: every image once, at any world size, integers added at the end."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from rn50 import hardware
 from rn50.augment.device import Normalise
 from rn50.config import Hardware, Images, Model
 from rn50.data.bad_images import Met
-from rn50.data.loader import Loader
-from rn50.data.plan import evaluation_requests
+from rn50.data.loader import Batch, Loader, OnBad
+from rn50.data.plan import Request, evaluation_requests
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.data.sources.base import ClassName
 from rn50.data.sources.wnids import class_names, imagenet_wnids
@@ -24,6 +25,17 @@ from rn50.errors import DataError, UsageError
 from rn50.hardware import Compute
 from rn50.model import weights
 from rn50.observe.record import NETWORKS
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What an evaluation reads with: a ``Loader``, or what stands in front of one."""
+
+    def read(
+        self, split: PackedSplit, requests: Iterable[Request], *, on_bad: OnBad = "error"
+    ) -> Iterator[Batch]:
+        """Yield a batch for each request, in order."""
+
 
 LOSS_UNIT = 2.0**-16
 """Losses are added as integers of this unit, so that their sum does not depend on the order."""
@@ -130,7 +142,7 @@ def evaluate(
     nets: dict[str, nn.Module],
     split: PackedSplit,
     images: Images,
-    loader: Loader,
+    loader: Reader,
     compute: Compute,
     group: Group,
     bad: Met | None = None,
@@ -211,6 +223,11 @@ def _count_whole(
     num_lost, guess = int(lost.sum()), round(math.log(logits.shape[1]) / LOSS_UNIT)
     wrong = torch.tensor([num_lost, num_lost * guess, 0, 0], device=logits.device)
     return count(logits[whole], labels[whole]) + wrong
+
+
+def num_batches(count: int, world_size: int) -> int:
+    """Return how many batches of an evaluation of ``count`` images the first process has: most."""
+    return math.ceil(math.ceil(count / world_size) / BATCH)
 
 
 def count(

@@ -8,13 +8,14 @@ uninterrupted one would have done from there.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from rn50.config import Run
 from rn50.data.loader import Batch
 from rn50.errors import InterruptedRunError
 from rn50.observe.record import Record
-from rn50.train import health
+from rn50.train import health, records
 from rn50.train import state as states
 from rn50.train.meter import Totals
 from rn50.train.pace import Pace
@@ -32,10 +33,12 @@ class Surroundings:
 
     batches: Callable[[int], Iterator[Batch]]
     """Batches from a step on."""
+    px: Callable[[int], int]
+    """Side of the images of a step."""
     settle: Callable[[], None]
     """Estimate the SWA's BatchNorm statistics anew, where there is one; touch nothing else."""
-    evaluate: Callable[[], Scores]
-    """Scores of the model and its averages on the validation split."""
+    evaluate: Callable[[], Scores | None]
+    """Scores of the model and its averages on the validation split; None: asked to stop."""
     save: Callable[[Snapshot], None]
     """Have a checkpoint written, on the first process only; it may go on meanwhile."""
     asked: Callable[[int, bool], Asked]
@@ -54,35 +57,29 @@ def train(
         InterruptedRunError: A stop was requested; the state has been saved.
     """
     window, epoch, last_save = Pace(), Pace(), time.monotonic()
-    for batch in to.batches(state.step):
-        if batch.request.step != state.step:
-            raise RuntimeError(f"batch {batch.request.step} came at step {state.step}")
-        knobs = timeline.at(state.step)
-        train_step(state, engine, batch, knobs, run)
-        done = state.step
-        for pace in (window, epoch):
-            pace.step(run.images.batch_size, batch.wait_s, batch.request.px)
+    left_open: list[Batch | None] = [None] if state.is_left_open(timeline) else []
+    for batch in chain(left_open, to.batches(state.step)):
+        if batch is not None:
+            if batch.request.step != state.step:
+                raise RuntimeError(f"batch {batch.request.step} came at step {state.step}")
+            train_step(state, engine, batch, timeline.at(state.step), run)
+            for pace in (window, epoch):
+                pace.step(run.images.batch_size, batch.wait_s, batch.request.px)
 
-        facts = {"step": done, "lr": knobs.lr, "px": batch.request.px}
+        done = state.step
+        facts = {"step": done, "lr": timeline.at(done - 1).lr, "px": to.px(done - 1)}
         ends_epoch = timeline.ends_epoch(done)
-        if done % run.log.every_steps == 0 or ends_epoch:
+        if batch is not None and (done % run.log.every_steps == 0 or ends_epoch):
             states.drain(state)
             now = facts | state.trouble.counts()
-            to.record(_train_record(state.meter.window, timeline, now, window))
+            to.record(records.train(state.meter.window, timeline, now, window))
             _warn(to, done, state.trouble.warnings())
             state.trouble.judge(run, state.meter.window, done)
             state.meter.window = Totals()
             window.restart()
 
         if ends_epoch:
-            timing, scores, start = epoch.timing(), None, time.perf_counter()
-            to.settle()
-            if _evaluates(run, done // timeline.steps_per_epoch):
-                scores = to.evaluate()
-                timing["eval_seconds"] = round(time.perf_counter() - start, 3)
-            to.record(_epoch_record(state.meter.epoch, timeline, facts, scores, timing))
-            _warn(to, done, health.warnings(scores or {}, timeline, done))
-            state.meter.epoch = Totals()
+            _end_epoch(run, state, timeline, to, facts, epoch.timing())
             epoch.restart()
             window.restart()
 
@@ -95,11 +92,32 @@ def train(
             last_save = time.monotonic()
             for pace in (window, epoch):
                 pace.pause(last_save - start)
-        if asked.stop and done < timeline.total_steps:
+        if asked.stop and (done < timeline.total_steps or state.is_left_open(timeline)):
             raise InterruptedRunError(
                 f"stopped as asked after step {done} of {timeline.total_steps} and saved; "
                 "run the same command with --resume to go on"
             )
+
+
+def _end_epoch(
+    run: Run,
+    state: TrainState,
+    timeline: Timeline,
+    to: Surroundings,
+    facts: dict[str, Any],
+    timing: dict[str, Any],
+) -> None:
+    """Evaluate where it is time, and record the epoch; leave it open if asked to stop meanwhile."""
+    scores, start = None, time.perf_counter()
+    to.settle()
+    if _evaluates(run, state.step // timeline.steps_per_epoch):
+        scores = to.evaluate()
+        timing["eval_seconds"] = round(time.perf_counter() - start, 3)
+        if scores is None:
+            return
+    to.record(records.epoch(state.meter.epoch, timeline, facts, scores, timing))
+    _warn(to, state.step, health.warnings(scores or {}, timeline, state.step))
+    state.meter.epoch = Totals()
 
 
 def _warn(to: Surroundings, step: int, messages: list[str]) -> None:
@@ -124,26 +142,3 @@ def _saves(run: Run, timeline: Timeline, done: int) -> bool:
 def _is_late(run: Run, last_save: float) -> bool:
     limit_s = 60 * run.storage.checkpoint_minutes
     return limit_s > 0 and time.monotonic() - last_save > limit_s
-
-
-def _train_record(
-    totals: Totals, timeline: Timeline, facts: dict[str, Any], pace: Pace
-) -> dict[str, Any]:
-    position = {"epoch": facts["step"] / timeline.steps_per_epoch}
-    scores = {"loss": totals.loss, "top1": totals.top1}
-    return {"kind": "train", **facts, **position, **scores, "timing": pace.timing()}
-
-
-def _epoch_record(
-    totals: Totals,
-    timeline: Timeline,
-    facts: dict[str, Any],
-    scores: Scores | None,
-    timing: dict[str, Any],
-) -> dict[str, Any]:
-    training = {
-        "epoch": facts["step"] // timeline.steps_per_epoch,
-        "train_loss": totals.loss,
-        "train_top1": totals.top1,
-    }
-    return {"kind": "epoch", **facts, **training, "val": scores, "timing": timing}

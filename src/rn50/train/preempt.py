@@ -93,6 +93,15 @@ class Requests:
         self._group = group
         self._record = record
         self._signal_told = False
+        self._due = Asked(stop=False, save=False)
+
+    def stopping(self, step: int) -> bool:
+        """Return whether to leave off an evaluation, on every process; each must call it alike.
+
+        What was asked is told again by the next ``agree``.
+        """
+        self._due = self.agree(step, late=False)
+        return self._due.stop
 
     def agree(self, step: int, late: bool) -> Asked:
         """Return what any process was asked, on every process; each must call it at every step.
@@ -116,7 +125,8 @@ class Requests:
         )
         if told:
             self._tell(heard, step)
-        return Asked(stop, save)
+        due, self._due = self._due, Asked(stop=False, save=False)
+        return Asked(stop or due.stop, save or due.save)
 
     def _tell(self, heard: list[Notice], step: int) -> None:
         """Record what all processes heard, once each."""

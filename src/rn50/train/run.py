@@ -17,7 +17,7 @@ from rn50.data.loader import Loader
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.distributed import Group
 from rn50.errors import DataError, DivergedError, InterruptedRunError
-from rn50.evaluate import evaluate
+from rn50.evaluate import evaluate, num_batches
 from rn50.model import weights
 from rn50.observe import record, trackers
 from rn50.observe.cost import Meter
@@ -52,6 +52,7 @@ from rn50.train.saving import Saver
 from rn50.train.schedule import Timeline
 from rn50.train.state import TrainState
 from rn50.train.step import Engine
+from rn50.train.stoppable import LeftOffError, StoppableLoader
 from rn50.train.store import Store
 from rn50.train.versions import versions
 
@@ -243,15 +244,22 @@ def _train(
         # One process of a machine asks for all.
         watched = run.storage.spot_notices if group.local_rank == 0 else "off"
         watch = stack.enter_context(Watch(notice_service(watched)))
+        requests = Requests(stop, watch, group, write)
+        stoppable = StoppableLoader(
+            loader,
+            num_batches(job.val_split.num_images, group.world_size),
+            lambda: requests.stopping(state.step),
+        )
         surroundings = Surroundings(
             batches=partial(bad.batches, loader, job.train_split, plan, timeline.total_steps),
+            px=plan.px,
             settle=partial(
                 swa.estimate_statistics,
                 *(state, engine, timeline, plan, read),
             ),
-            evaluate=partial(_evaluate, job, state, timeline, loader, bad),
+            evaluate=partial(_evaluate, job, state, timeline, stoppable, bad),
             save=saver.save,
-            asked=Requests(stop, watch, group, write).agree,
+            asked=requests.agree,
             record=write,
         )
         try:
@@ -273,12 +281,15 @@ def _networks(state: TrainState, timeline: Timeline) -> dict[str, nn.Module]:
 
 
 def _evaluate(
-    job: _Job, state: TrainState, timeline: Timeline, loader: Loader, bad: BadImages
-) -> dict[str, dict[str, float]]:
+    job: _Job, state: TrainState, timeline: Timeline, loader: StoppableLoader, bad: BadImages
+) -> dict[str, dict[str, float]] | None:
     nets = _networks(state, timeline)
     job.group.share_buffers(*nets.values())
     told = bad.in_evaluation(job.val_split, state.step)
-    return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group, told)
+    try:
+        return evaluate(nets, job.val_split, job.run.images, loader, job.compute, job.group, told)
+    except LeftOffError:
+        return None
 
 
 def _saver(
@@ -350,7 +361,8 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
 
 def _is_finished(job: _Job, saved: Saved) -> bool:
     plan = plan_of(job.run, job.train_split, job.group)
-    return saved.snapshot.step >= Timeline(job.run, plan.steps_per_epoch).total_steps
+    timeline, taken = Timeline(job.run, plan.steps_per_epoch), saved.snapshot
+    return taken.step >= timeline.total_steps and not taken.is_left_open(timeline)
 
 
 def _finished(place: Path) -> Finished:

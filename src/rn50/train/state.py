@@ -14,6 +14,7 @@ from rn50.model import average, pretrained, resnet
 from rn50.model.pretrained import Pretrained
 from rn50.train import loss, optim
 from rn50.train.meter import Meter, Totals
+from rn50.train.schedule import Timeline
 from rn50.train.trouble import Course, Trouble, TroubleError
 
 
@@ -34,6 +35,10 @@ class TrainState:
     meter: Meter
     trouble: Trouble
 
+    def is_left_open(self, timeline: Timeline) -> bool:
+        """Return whether an epoch's steps are done, but not its evaluation: a stop came between."""
+        return timeline.ends_epoch(self.step) and self.meter.epoch.images > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -52,6 +57,10 @@ class Snapshot:
     """The same since the last epoch ended."""
     trouble: Trouble | None = None
     """Bad numbers lately, and the running means of the loss; None: it was saved without them."""
+
+    def is_left_open(self, timeline: Timeline) -> bool:
+        """Return what ``TrainState.is_left_open`` did when this was taken."""
+        return timeline.ends_epoch(self.step) and self.epoch[0] > 0
 
 
 def new(run: Run, compute: Compute, group: Group) -> TrainState:

@@ -1,0 +1,90 @@
+"""A stop in the middle of an evaluation, which may take longer than the notice."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from contract import runs
+from rn50.observe import record
+
+HOOK = str(Path(__file__).with_name("slow_evaluation.py"))
+BUDGET_S = 25
+PAUSE_S = 3
+"""Before each of 36 validation images: no evaluation ends within the budget."""
+
+pytestmark = pytest.mark.slow
+
+
+def command(packed: Path, place: Path, epochs: int, processes: int) -> list[str]:
+    options = ("--ema-horizon", "0.1", "--epochs", str(epochs), "--warmup-epochs", "0", "--resume")
+    words = runs.command(packed, place, *options, processes=processes)
+    at = len(words) - words[::-1].index("rn50") - 2
+    assert words[at : at + 2] == ["-m", "rn50"]
+    return [*words[:at], HOOK, *words[at + 2 :]]
+
+
+def environment(place: Path, pause_s: float) -> dict[str, str]:
+    noted = {"RN50_TEST_EVALUATIONS": str(place), "RN50_TEST_PAUSE_S": str(pause_s)}
+    return {**runs.environment(), **noted}
+
+
+def finish(words: list[str], noted: Path) -> None:
+    done = subprocess.run(
+        words, env=environment(noted, 0), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stop_in_evaluation(words: list[str], noted: Path) -> tuple[int, float]:
+    """Signal a run in its first evaluation; return its exit code and the seconds it took to end."""
+    before = len(noted.read_text().splitlines()) if noted.exists() else 0
+    process = subprocess.Popen(
+        words,
+        env=environment(noted, PAUSE_S),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not noted.exists() or len(noted.read_text().splitlines()) == before:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=2 * BUDGET_S), time.monotonic() - start
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "processes"),
+    [
+        (1, 1),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        pytest.param(2, 2, marks=pytest.mark.long),
+    ],
+)
+def test_a_stop_in_an_evaluation_is_in_time_and_the_evaluation_is_made_up_for(
+    epochs, processes, packed, tmp_path
+):
+    whole, stopped, noted = tmp_path / "whole", tmp_path / "stopped", tmp_path / "noted"
+    finish(command(packed, whole, epochs, processes), noted)
+    words = command(packed, stopped, epochs, processes)
+    for _ in range(2):  # the second time it begins with the evaluation that was left
+        code, seconds = stop_in_evaluation(words, noted)
+        # torchrun tells the end of its workers by a code of its own.
+        assert code == (33 if processes == 1 else 1)
+        assert seconds < BUDGET_S
+        records = record.read(stopped / "metrics.jsonl")
+        assert max(r["step"] for r in records) == 6
+        assert not [r for r in records if r["kind"] == "epoch"]
+        assert [p.name for p in (stopped / "checkpoints").glob("step-*6")] == ["step-00000006"]
+    finish(words, noted)
+    runs.assert_same_end(whole, stopped)
