@@ -11,6 +11,7 @@ from rn50.cli.analysing import analyze
 from rn50.cli.data import download, prepare, verify
 from rn50.cli.inform import doctor, evaluate, hardware, recipes
 from rn50.cli.plotting import plot
+from rn50.cli.reporting import report
 from rn50.cli.say import say_error
 from rn50.cli.supervising import supervise_command
 from rn50.cli.training import find_lr_command, train_command
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "eval": evaluate,
             "plot": plot,
             "analyze": analyze,
+            "report": report,
             "recipes": recipes,
             "hardware": hardware,
             "doctor": doctor,
