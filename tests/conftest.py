@@ -21,8 +21,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # annotations that beartype cannot check (typing.Self, typing.TextIO, protocols) and no shapes.
 install_import_hook(
     [
-        *("rn50.analyze.calibration", "rn50.analyze.classes", "rn50.analyze.confusion"),
-        *("rn50.analyze.mistakes", "rn50.analyze.ordering", "rn50.analyze.predictions"),
+        "rn50.analyze",
         *("rn50.augment", "rn50.config", "rn50.data", "rn50.distributed", "rn50.durable"),
         *("rn50.evaluate", "rn50.hardware", "rn50.model", "rn50.profiles", "rn50.recipes"),
         "rn50.rng",

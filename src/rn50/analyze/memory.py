@@ -161,8 +161,8 @@ class _Watch:
             self.places[key].append(self.place)
         return tensor
 
-    def before(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def before(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.place = name
             if name != "head" and inputs[0].requires_grad:
                 self.block_inputs.add(self._note(inputs[0]))
