@@ -12,7 +12,10 @@ import pytest
 from contract import runs
 from rn50.cli import main
 
-COMMANDS = ("train", "find-lr", "download", "prepare", "verify", "eval", "recipes", "doctor")
+COMMANDS = (
+    *("train", "find-lr", "download", "prepare", "verify", "eval", "analyze", "recipes"),
+    "doctor",
+)
 
 
 def outcome(capsys, *arguments):

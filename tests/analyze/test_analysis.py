@@ -5,22 +5,28 @@ from dataclasses import replace
 
 import pytest
 import safetensors.torch
+import torch
 import torchvision
 from PIL import Image
 
-from analyze.run_folders import write_run
+from analyze.run_folders import a_model, write_run
 from rn50.analyze.analysis import NoData, analyze, data_if_there, default_folder, sections, write
 from rn50.analyze.examination import Settings
 from rn50.analyze.section import Picture, Section
 from rn50.cli import main
 from rn50.config import Hardware
 from rn50.data.shards import PackedDataset
+from rn50.data.sources.wnids import imagenet_wnids
 from rn50.errors import DataError, UsageError
 from rn50.evaluate import score
+from rn50.model.resnet import build
 
 HARDWARE = Hardware(device="cpu", precision="fp32", workers=2)
 SETTINGS = Settings(hardware=HARDWARE, px=(40,), images=4)
-WITH_DATA = ["Summary", "Test sizes", "Classes", "Mistakes", "Confidence"]
+TITLES = [
+    *("Summary", "Test sizes", "Classes", "Mistakes", "Confidence"),
+    *("Where the network looks", "Does it look at the object?", "Architecture"),
+]
 GONE = NoData("its disk is empty")
 
 
@@ -82,8 +88,7 @@ def test_the_page_shows_each_picture_and_the_facts_list_it(page):
     file, _ = page
     text = file.read_text()
     titles = re.findall(r"^## (.*)$", text, re.M)
-    assert titles[: len(WITH_DATA)] == WITH_DATA
-    assert titles[-1] == "Architecture"
+    assert titles == TITLES
     assert titles == list(facts_of(file)["sections"])
     shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert sorted(shown) == sorted(facts_of(file)["pictures"])
@@ -110,7 +115,7 @@ def test_the_summary_tells_what_was_analysed(page, run, dataset):
 def test_without_data_the_architecture_is_described_and_the_rest_said_missing(run, tmp_path):
     found = sections(run, GONE, SETTINGS)
     assert [section.title for section in found] == ["Summary", "Architecture"]
-    assert "Grad-CAM: its disk is empty" in found[0].markdown
+    assert "which take data: its disk is empty" in found[0].markdown
     assert "its disk is empty" in found[0].facts["notes"][0]
     assert analyze(run, GONE, tmp_path, SETTINGS).exists()
 
@@ -143,9 +148,9 @@ def test_another_network_of_the_run_is_analysed(run, packed, tmp_path):
 
 
 def test_a_foreign_file_is_analysed_on_data_of_as_many_classes(packed, tmp_path):
-    net = torchvision.models.resnet18(num_classes=4)
-    file = tmp_path / "theirs.safetensors"
-    safetensors.torch.save_file(net.state_dict(), file)
+    net = build(replace(a_model(4), stem="small"), seed=0)
+    file = tmp_path / "theirs.pth"
+    torch.save(net.state_dict(), file)
     found = sections(file, packed, replace(SETTINGS, px=(32,)))
     assert found[0].facts["network"] == "theirs"
     assert [row["id"] for row in found[2].facts["classes"]] == ["ant", "bee", "cat", "dog"]
@@ -165,12 +170,39 @@ def test_data_of_other_classes_is_refused(packed, tmp_path):
         ({"images": 0}, "images is 0; a gallery has at least 1"),
         ({"px": (4,)}, "px is 4; a test size has 8 to 2048 pixels"),
         ({"class_id": "a cat"}, "class is 'a cat', but .* such as ant; that is the name of cat"),
+        ({"layer": "layer5"}, "layer is 'layer5', which the network has not; give a stage"),
         ({"class_id": "cow"}, "class is 'cow', but classes are told by their ids, such as ant$"),
     ],
 )
 def test_settings_that_fit_no_network_are_refused(run, packed, change, message):
     with pytest.raises(UsageError, match=message):
         sections(run, packed, replace(SETTINGS, **change))
+
+
+def test_maps_of_one_class_are_of_its_images_and_those_taken_for_it(run, packed):
+    found = sections(run, packed, replace(SETTINGS, px=(32,), class_id="bee", layer="layer2"))
+    looks = next(one for one in found if one.title == "Where the network looks")
+    assert (looks.facts["target"], looks.facts["layer"]) == ("bee", "layer2")
+    shown = [*looks.facts["right"], *looks.facts["wrong"]]
+    assert shown
+    assert all("bee" in (fact["true"], fact["predicted"]) for fact in shown)
+
+
+def test_a_class_of_which_nothing_is_seen_has_no_maps(packed, tmp_path):
+    net = torchvision.models.resnet18(num_classes=1000)
+    with torch.no_grad():
+        net.fc.bias[7] = 1e6
+    file = tmp_path / "theirs.safetensors"
+    safetensors.torch.save_file(net.state_dict(), file)
+    data = tmp_path / "data"
+    shutil.copytree(packed, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    for entry, wnid in zip(manifest["classes"], imagenet_wnids(), strict=False):
+        entry["id"] = wnid
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    wanted = replace(SETTINGS, px=(32,), class_id=imagenet_wnids()[9])
+    with pytest.raises(UsageError, match="no validation image is of it or is taken for it"):
+        sections(file, data, wanted)
 
 
 def test_an_image_that_cannot_be_decoded_is_named(run, packed, tmp_path):

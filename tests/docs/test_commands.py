@@ -4,11 +4,11 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from distributions import (
     VAL,
     flat_tree,
@@ -22,9 +22,10 @@ from distributions import (
 )
 from image_trees import write_folder, write_tar, write_zip
 
-from analyze.run_folders import write_run
+from analyze.run_folders import a_model, write_run
 from rn50.cli import main
 from rn50.data.shards import MANIFEST, PackedDataset
+from rn50.model.resnet import build
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs/guide").glob("*.md"))]
@@ -124,7 +125,8 @@ def lay_out_weights(desk: Path, words: list[str], dataset: PackedDataset) -> Non
     if words[1].startswith("runs/"):
         write_run(desk / words[1], dataset, "model", "average")
     else:
-        net = torchvision.models.resnet18(num_classes=len(dataset.classes))
+        # Of small images: those of ImageNet's size would take a minute.
+        net = build(replace(a_model(len(dataset.classes)), stem="small"), seed=0)
         torch.save(net.state_dict(), desk / words[1])
 
 

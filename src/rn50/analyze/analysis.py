@@ -95,7 +95,8 @@ def sections(
     built = _architecture(subject)
     if dataset is None or not subject.is_trained:
         missing = [
-            f"No figure of the network's classes, confidence, test sizes or Grad-CAM: {data.why}"
+            "Nothing of the network's classes, mistakes, confidence, test sizes and Grad-CAM, "
+            f"which take data: {data.why}"
             if isinstance(data, NoData)
             else "A network without weights classifies nothing: only its architecture is described."
         ]

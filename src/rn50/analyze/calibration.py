@@ -216,8 +216,9 @@ def _by_confidence(seen: Predictions) -> Picture:
     axes.set_xlim(0, 1.02)
     highest = float(accuracy[drawn - 1].max())
     margin = max(0.01, 0.1 * (highest - lowest))
-    axes.set_ylim(max(0.0, lowest - margin), highest + margin)
-    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1])
+    bottom, top = max(0.0, lowest - margin), highest + margin
+    axes.set_ylim(bottom, top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= min(1.0, top)])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1.0))
     axes.set_xlabel("share of images answered, the surest first (points: confidence at least)")

@@ -9,7 +9,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from rn50 import hardware
-from rn50.analyze import calibration, classes, mistakes, resolutions, summary
+from rn50.analyze import calibration, classes, gallery, mistakes, pointing, resolutions, summary
+from rn50.analyze.gradcam import jump_at
 from rn50.analyze.mistakes import Labels
 from rn50.analyze.names import shown_names
 from rn50.analyze.networks import Choice, Subject
@@ -25,6 +26,9 @@ from rn50.evaluate import BATCH, of_classes
 from rn50.hardware import Compute
 from rn50.model.weights import Weights
 
+_MAPPED = 100
+"""Images taken evenly from the split for Grad-CAM, and as many mistakes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -37,7 +41,7 @@ class Settings:
     layer: str = ""
     """Whose maps Grad-CAM shows; empty: the last stage that is not too coarse."""
     class_id: str = ""
-    """The class whose images Grad-CAM shows; empty: any."""
+    """The class whose maps Grad-CAM shows, on images of it or taken for it; empty: any."""
     images: int = 12
     """Images of each gallery of mistakes."""
     hardware: Hardware = field(default_factory=Hardware)
@@ -84,7 +88,7 @@ def sections(
         dataset: Data of its classes, or of some of them.
         settings: What is wanted.
         place: Where the network lies, for the summary.
-        say: Told where the data has only some of the classes.
+        say: Told where the data has only some of the classes, and what is done when all are tested.
         report: Told how many images were shown to the network, and of how many.
 
     Returns:
@@ -107,6 +111,7 @@ def sections(
         seen, rows, scores = _tested(bench, subject, sizes, report)
         names = shown_names(own.class_ids, own.class_names)
         labels = Labels(own.class_ids, names, bench.split.key)
+        say("now where the network looks (Grad-CAM)")
         return [
             summary.section(subject, place, summary.Test(dataset, compute, scores), []),
             resolutions.section(rows, own.images),
@@ -118,6 +123,8 @@ def sections(
                 settings.images,
             ),
             calibration.section(seen),
+            _maps(bench, own, seen, settings),
+            pointing.section(own, dataset, loader=loader, layer=settings.layer),
         ]
 
 
@@ -152,6 +159,29 @@ def _tested(
     return seen, rows, scores
 
 
+def _maps(bench: _Bench, own: Weights, seen: Predictions, settings: Settings) -> Section:
+    """Return Grad-CAM of images taken evenly from the split, and of the most confident mistakes."""
+    chosen, target = np.arange(len(seen.labels)), None
+    if settings.class_id:
+        target = own.class_ids.index(settings.class_id)
+        chosen = np.flatnonzero((seen.labels == target) | (seen.predicted == target))
+        if not len(chosen):
+            raise UsageError(
+                f"class is {settings.class_id}, but no validation image is of it or is taken for "
+                "it; give another class, or leave --class out"
+            )
+    evenly = chosen[np.linspace(0, len(chosen) - 1, min(_MAPPED, len(chosen))).astype(np.int64)]
+    wrong = mistakes.most_confident(seen, len(seen.labels))
+    ids = np.union1d(evenly, wrong[np.isin(wrong, chosen)][:_MAPPED])
+    return gallery.section(
+        own,
+        bench.decoded(ids, own.images),
+        torch.from_numpy(seen.labels[ids]),
+        layer=settings.layer,
+        target=target,
+    )
+
+
 def _after(before: int, total: int, report: Report) -> Report:
     return lambda done, _: report(before + done, total)
 
@@ -171,5 +201,7 @@ def _check(settings: Settings, own: Weights) -> list[Images]:
             f"class is {settings.class_id!r}, but classes are told by their ids, such as "
             f"{own.class_ids[0]}{hint}"
         )
+    if settings.layer:
+        jump_at(own.net, settings.layer)  # refuses a layer that is none
     sides = {own.images.test_px, *(settings.px or resolutions.default_sizes(own.images))}
     return [resolutions.at_size(own.images, px) for px in sorted(sides)]

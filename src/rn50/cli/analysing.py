@@ -36,7 +36,8 @@ def analyze(  # noqa: PLR0913 (each is an option)
             1.14 and 1.28 times its own.
         layer: Whose Grad-CAM maps are shown, such as layer4; by default the last stage that is not
             too coarse.
-        class_id: Show Grad-CAM for images of this class alone, given by its id.
+        class_id: Show where the network looks for this class, on images of it or taken for it;
+            given by its id.
         images: How many a gallery of mistakes has.
         hardware: How to compute it.
     """
