@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from rn50.config import Images, Model
+from rn50.data.demo import DemoSource
+from rn50.data.pack import pack
+from rn50.model import resnet, weights
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 # One process for all of them: importing torchvision takes longer than the miniatures. The step
@@ -96,6 +101,21 @@ def test_observation_is_measured_with_all_trackers_on(tmp_path: Path) -> None:
     assert {"process of trackers, MB", "process of W&B, MB"} < found["memory"][1].keys()
     assert found["memory"][1]["process of trackers, MB"] > 20
     assert found["shares"][0]["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_grad_cam_is_compared_with_the_library_on_the_demo(tmp_path: Path) -> None:
+    pack(DemoSource(train_per_class=1, val_per_class=1), tmp_path / "demo")
+    classes = [(c.id, c.name) for c in DemoSource.classes]
+    model = Model(arch="resnet18", num_classes=len(classes), zero_init_residual=False)
+    images = Images(batch_size=2, test_px=64, test_resize_px=72)
+    told = weights.header(model=model, images=images, classes=classes, about={})
+    weights.save(tmp_path / "w.safetensors", resnet.build(model, seed=0).state_dict(), told)
+    script = (BENCHMARKS / "gradcam.py", tmp_path / "w.safetensors", tmp_path / "demo")
+    run(*script, "--json", tmp_path / "gradcam.json")
+    rows = report(tmp_path / "gradcam.json")["gradcam"]
+    assert [row["map"] for row in rows] == ["16 × 16", "8 × 8", "4 × 4", "2 × 2"]
+    assert all(float(row["largest difference to grad-cam"]) < 1e-4 for row in rows)
 
 
 @pytest.mark.slow

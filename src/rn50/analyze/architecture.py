@@ -55,7 +55,7 @@ def section(
     ]
     return Section(
         title="Architecture",
-        markdown="\n\n".join(words) + "\n",
+        markdown="\n\n".join(words),
         facts={
             "model": asdict(model),
             "px": px,

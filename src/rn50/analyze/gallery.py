@@ -100,7 +100,7 @@ def section(
         parts += [f"### Classified {kind}", _caption(target, kind, names), pictures[-1].markdown]
     return Section(
         "Where the network looks",
-        "\n\n".join([_words(layer, facts.get("cells"), px), *parts]) + "\n",
+        "\n\n".join([_words(layer, facts.get("cells"), px), *parts]),
         facts,
         tuple(pictures),
     )
@@ -198,7 +198,8 @@ def _words(layer: str, cells: list[int] | None, px: int) -> str:
         "Grad-CAM (Selvaraju et al., 2017) shows which places of a layer's map speak for a class: "
         f"the brighter, the more, in each map by its own range. Here of `{layer}`{size}, each "
         "drawn at the centre of what it sees. "
-        "It does not show what the network makes of a place, nor what speaks against the class."
+        "It does not show what the network makes of a place, nor what speaks against the class; an "
+        "image that stays grey has a map of zeros, for which nothing of this layer speaks."
     )
 
 

@@ -83,11 +83,7 @@ def section(
     """
     if layer:
         jump_at(weights.net, layer)
-    split = dataset.split("val")
-    ids = np.unique(
-        np.linspace(0, split.num_images - 1, min(limit, split.num_images)).round().astype(np.int64)
-    )
-    images, labels = _read(weights, dataset, loader, ids)
+    ids, images, labels = read(weights, dataset, loader, limit)
     untrained = resnet.build(weights.model, seed=0).to(images.device)
     on = _Board(weights, {_TRAINED: weights.net, "untrained": untrained}, images, labels)
     px = images.shape[-1]
@@ -105,9 +101,16 @@ def section(
     )
 
 
-def _read(
-    weights: Weights, dataset: PackedDataset, loader: Loader, ids: Int64[np.ndarray, " ids"]
-) -> tuple[UInt8[Tensor, "ids 3 px px"], Int64[Tensor, " ids"]]:
+def read(
+    weights: Weights, dataset: PackedDataset, loader: Loader, limit: int
+) -> tuple[Int64[np.ndarray, " images"], UInt8[Tensor, "images 3 px px"], Int64[Tensor, " images"]]:
+    """Return the ids of up to ``limit`` validation images, evenly over all, themselves and labels.
+
+    They are resized and cropped as the network is tested.
+    """
+    split = dataset.split("val")
+    places = np.linspace(0, split.num_images - 1, min(limit, split.num_images))
+    ids = places.round().astype(np.int64)
     requests = [
         Request(
             ids=part,
@@ -119,10 +122,10 @@ def _read(
         for part in np.split(ids, range(_BATCH, len(ids), _BATCH))
     ]
     batches = [
-        (batch.images.clone(), batch.labels.clone())
-        for batch in loader.read(dataset.split("val"), requests)
+        (batch.images.clone(), batch.labels.clone()) for batch in loader.read(split, requests)
     ]
-    return torch.cat([images for images, _ in batches]), torch.cat([one for _, one in batches])
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return ids, images, labels
 
 
 def _grids(on: _Board, layer: str) -> Section | None:
