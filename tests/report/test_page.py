@@ -65,7 +65,7 @@ def test_the_page_of_a_whole_run_says_what_came_of_it(tmp_path):
     run_dir = folder_of(tmp_path / "run", whole(price_per_hour=PRICE), SETTINGS)
     seen = Outline(run_page(run_dir))
     for words in (
-        "50.00% top-1, last epoch",
+        "50.00% top-1, last epoch, EMA",
         "5 of 5 epochs",
         "finished",
         "0.1.0",
@@ -180,7 +180,7 @@ def test_a_torn_last_line_is_named_and_the_rest_is_shown(tmp_path):
         file.write('{"kind": "tra')
     words = Outline(run_page(run_dir)).words
     assert "the last line of metrics.jsonl is torn" in words
-    assert "50.00% top-1, last epoch" in words
+    assert "50.00% top-1, last epoch, EMA" in words
 
 
 def test_settings_of_another_version_are_no_obstacle(tmp_path):

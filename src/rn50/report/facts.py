@@ -43,13 +43,11 @@ def tiles(entry: Entry) -> Pairs:
     """Return what is read first: result, length, time and money, speed."""
     history, found = entry.history, Pairs()
     if last := _last_scored(history):
-        name, score = max(
-            ((n, scores(last, n)) for n in NETWORKS if scores(last, n).get("top1") is not None),
-            key=lambda one: one[1]["top1"],
-        )
-        whose = "" if name == "model" else f" ({_NAMES[name].partition(' ')[0]})"
-        found.append((f"top-1, last epoch{whose}", f"{score['top1']:.2%}"))
-        found.append((f"top-5, last epoch{whose}", shown(score.get("top5"), ".2%")))
+        # Not the better one, which would be a choice by validation: the average, if it keeps one.
+        name = next(n for n in reversed(NETWORKS) if scores(last, n).get("top1") is not None)
+        whose = "" if name == "model" else f", {_NAMES[name].partition(' ')[0]}"
+        found.append((f"top-1, last epoch{whose}", f"{scores(last, name)['top1']:.2%}"))
+        found.append((f"top-5, last epoch{whose}", shown(scores(last, name).get("top5"), ".2%")))
     planned = history.num_planned_epochs
     found.append(("epochs", f"{len(history.epochs)}" + (f" of {planned}" if planned else "")))
     if history.hours:
