@@ -29,6 +29,7 @@ from rn50.errors import InterruptedRunError
 from rn50.model import resnet
 from rn50.observe import record
 from rn50.recipes import RECIPES, recipe
+from rn50.train import observing
 from rn50.train import run as runs
 
 
@@ -72,7 +73,7 @@ def test_a_recipe_with_all_methods_on_resumes_to_the_bit_from_the_middle_of_each
     name, few_images, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(resnet, "ResNet", NarrowResNet)
-    monkeypatch.setattr(runs, "Reports", Watcher)
+    monkeypatch.setattr(observing, "Reports", Watcher)
     run = miniature(recipe(name))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
 
