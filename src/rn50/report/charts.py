@@ -121,7 +121,9 @@ def _series(axes: Axes) -> list[dict[str, Any]]:
         if kept := points[::every]:
             color = matplotlib.colors.to_hex(line.get_color())
             xs, ys = ([_short(point[i]) for point in kept] for i in (0, 1))
-            found.append({"label": label, "color": color.lower(), "x": xs, "y": ys})
+            found.append(
+                {"label": label.partition(" (last ")[0], "color": color.lower(), "x": xs, "y": ys}
+            )
     return found
 
 

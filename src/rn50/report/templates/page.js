@@ -35,14 +35,15 @@ for (const figure of document.querySelectorAll("figure.chart")) {
       });
       const at = series.x[best];
       if (nearest === null || Math.abs(at - wanted) < Math.abs(nearest - wanted)) nearest = at;
-      return { at, label: series.label, color: series.color, text: said(series.y[best], axes) };
+      const spacing = (series.x[series.x.length - 1] - series.x[0]) / Math.max(1, series.x.length - 1);
+      return { at, spacing, label: series.label, color: series.color, text: said(series.y[best], axes) };
     });
     const span = Math.abs(axes.x[1] - axes.x[0]);
     tip.textContent = "";
     const head = tip.appendChild(document.createElement("div"));
-    head.textContent = axes.xlabel + " " + Number(nearest.toPrecision(4));
+    head.textContent = (axes.xlabel || told.axes[told.axes.length - 1].xlabel) + " " + Number(nearest.toPrecision(4));
     for (const row of rows) {
-      if (Math.abs(row.at - nearest) > 0.03 * span) continue;
+      if (Math.abs(row.at - nearest) > Math.max(0.03 * span, 0.6 * row.spacing)) continue;
       const entry = tip.appendChild(document.createElement("div"));
       const dot = entry.appendChild(document.createElement("i"));
       dot.style.background = "var(--c-" + row.color.slice(1) + ", " + row.color + ")";
@@ -55,7 +56,8 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     const left = (px / told.width) * box.width;
     const free = box.width - left > tip.offsetWidth + 16;
     tip.style.left = (free ? left + 12 : Math.max(0, left - tip.offsetWidth - 12)) + "px";
-    tip.style.top = svg.offsetTop + (axes.top / told.height) * box.height + 8 + "px";
+    const above = box.top - figure.getBoundingClientRect().top;
+    tip.style.top = above + (axes.top / told.height) * box.height + 8 + "px";
   });
 }
 // Tables of many rows are sorted by a click on a column's head.
