@@ -70,7 +70,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = 120) -> int:
         self._process.join(timeout)
         if (code := self._process.exitcode) is None:
             os.killpg(self.pid, signal.SIGKILL)
