@@ -18,7 +18,7 @@ EVERYTHING = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_every_augmentation_resumes_bit_identically(packed, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = (*EVERYTHING, *runs.AVERAGED_AND_ACCUMULATED)

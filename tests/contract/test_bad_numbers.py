@@ -60,7 +60,7 @@ def test_up_to_three_bad_updates_in_a_row_are_as_if_they_had_been_left_out(packe
     assert "warning: the loss or the gradient was not finite at step 11" in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fourth_ends_the_run_with_a_good_checkpoint_to_go_on_from(packed, tmp_path):
     place, whole = tmp_path / "run", tmp_path / "whole"
     words = runs.command(packed, place, *AVERAGED)

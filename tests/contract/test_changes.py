@@ -59,7 +59,7 @@ def test_a_run_of_a_release_with_other_mathematics_is_refused_unless_allowed(pac
     assert "torch 1.0 -> " in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_or_fewer_processes_in_mid_epoch_leave_samples_and_learning_rates_alone(
     packed, tmp_path, monkeypatch
 ):

@@ -44,7 +44,7 @@ def test_a_killed_run_pays_for_its_lost_steps_once_and_each_hour_at_its_price(pa
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_process_of_every_machine_shows_the_run_and_one_records_it(packed, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -93,7 +93,7 @@ def assert_saved_at_the_notice(place: Path) -> None:
     assert saved.snapshot.step == runs.steps_recorded(place) == notices(place)[-1]["step"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_sigterm_to_one_of_two_processes_ends_both_with_33_in_time_and_loses_nothing(
     rank, packed, uninterrupted_pair, tmp_path
 ):

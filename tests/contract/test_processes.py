@@ -54,7 +54,7 @@ def test_two_processes_and_micro_batches_train_what_one_process_trains(packed, t
             assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_killed_in_mid_epoch_resume_bit_identically(packed, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ("--epochs", "2", "--ema-horizon", "0.1")

@@ -43,7 +43,7 @@ def test_a_run_asked_to_stop_saves_exits_33_and_resumes_bit_identically(
     runs.assert_same_end(uninterrupted, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lamb_sam_onecycle_and_growing_images_resume_bit_identically_between_their_phases(
     packed, tmp_path
 ):

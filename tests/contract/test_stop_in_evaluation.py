@@ -77,7 +77,7 @@ def test_a_stop_in_an_evaluation_is_in_time_and_the_evaluation_is_made_up_for(
     whole, stopped, noted = tmp_path / "whole", tmp_path / "stopped", tmp_path / "noted"
     finish(command(packed, whole, epochs, processes), noted)
     words = command(packed, stopped, epochs, processes)
-    for _ in range(2):  # the second time it begins with the evaluation that was left
+    for _ in range(epochs):  # the second time it begins with the evaluation that was left
         code, seconds = stop_in_evaluation(words, noted)
         # torchrun tells the end of its workers by a code of its own.
         assert code == (33 if processes == 1 else 1)
