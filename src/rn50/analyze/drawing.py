@@ -2,14 +2,16 @@
 
 import io
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rn50.analyze.section import Picture
+from rn50.observe.drawing import COLOURS, plain
 
-# Colours that colour-blind readers can tell apart (Paul Tol's bright scheme).
-BLUE, RED, GREEN, GREY = "#4477AA", "#EE6677", "#228833", "#BBBBBB"
+__all__ = ["BLUE", "GREEN", "GREY", "RED", "canvas", "picture", "plain"]
+
+BLUE, RED, GREEN = COLOURS[:3]
+GREY = "#BBBBBB"
 
 _DPI = 150
 
@@ -22,14 +24,6 @@ def canvas(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def plain(axes: Axes) -> Axes:
-    """Give axes the style of curves: a light grid below, no frame above and at the right."""
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
 
 
 def picture(figure: Figure, name: str, alt: str, *, cut: bool = False) -> Picture:

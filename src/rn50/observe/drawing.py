@@ -41,11 +41,15 @@ def new_figure(title: str, *heights: float, legend_rows: int = 0) -> tuple[Figur
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
     axes: list[Axes] = list(panels[:, 0])
     figure.suptitle(title, fontsize=12, wrap=True)
-    for one in axes:
-        one.grid(color="0.92")
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, [plain(one) for one in axes]
+
+
+def plain(axes: Axes) -> Axes:
+    """Give axes the style of curves: a light grid below, no frame above and at the right."""
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def style_of(index: int) -> dict[str, Any]:
