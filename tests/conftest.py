@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 
 import io
+import signal
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -66,6 +67,11 @@ def _jpeg(label: int, i: int, split: Split) -> bytes:
     file = io.BytesIO()
     (image.convert("L") if (label, i) == (0, 0) else image).save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Started by nohup: what is tested is told by this signal, too.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

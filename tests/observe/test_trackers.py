@@ -341,6 +341,16 @@ def test_the_last_step_of_an_epoch_is_one_row_whenever_it_is_told():
     assert list(rows.take({"kind": "warning", "step": 3, "message": "x"})) == []
 
 
+def test_a_save_of_an_earlier_step_does_not_part_the_last_step_of_an_epoch():
+    rows = Rows()
+    assert list(rows.take(train(3))) == []
+    assert list(rows.take({"kind": "checkpoint", "step": 2, "timing": {}})) == []
+    (row,) = rows.take(epoch(3))
+    assert row.scalars.keys() >= {"train/loss", "epoch/train_loss"}
+    assert list(rows.take(train(6))) == []
+    assert [row.step for row in rows.take({"kind": "end", "step": 9})] == [6]
+
+
 def test_what_is_null_or_absent_is_no_scalar():
     assert "train/loss" not in scalars({**train(1), "loss": None})
     old = scalars({"kind": "train", "step": 1, "epoch": 0.1, "loss": 2.0})

@@ -49,11 +49,12 @@ class Rows:
 
     def take(self, record: Record) -> Iterator[Row]:
         """Yield the rows that are complete with this record."""
-        step = record.get("step", 0)
-        if self._held is not None and self._held.step != step:
+        step, kind = record.get("step", 0), record.get("kind")
+        # Between them may stand what is told of other steps, such as of a save that has ended.
+        if self._held is not None and self._held.step != step and kind in ("train", "epoch", "end"):
             yield self._held
             self._held = None
-        match record.get("kind"):
+        match kind:
             case "train":
                 row = Row(step, scalars(record))
                 if float(record["epoch"]).is_integer():
