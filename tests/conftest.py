@@ -3,8 +3,8 @@
 # ruff: noqa: E402
 
 import io
-import signal
 import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

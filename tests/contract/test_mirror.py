@@ -44,7 +44,7 @@ def reaches(condition, process):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_killed_in_an_outage_and_wiped_ends_bit_identical_on_an_empty_machine(
     packed, wire, tmp_path

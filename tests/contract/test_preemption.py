@@ -145,6 +145,7 @@ def finish_beside(cloud: Metadata, words: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_rebalance_recommendation_saves_and_the_run_goes_on_as_if_nothing_were(
     packed, uninterrupted, tmp_path
 ):
