@@ -59,7 +59,7 @@ def learned(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_its_swa_tail_ends_bit_identical_to_an_uninterrupted_one(
     packed, uninterrupted, tmp_path
 ):
