@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from matplotlib.ticker import PercentFormatter
 
-from rn50.analyze.drawing import BLUE, GREY, RED, canvas, picture, plain
+from rn50.analyze.drawing import BLUE, GREY, RED, canvas, picture
 from rn50.analyze.predictions import Predictions
 from rn50.analyze.section import Picture, Section, table
+from rn50.observe.drawing import plain
 
 NUM_BINS = 15
 _THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99)

@@ -8,9 +8,10 @@ from jaxtyping import Float64, Int64
 from matplotlib.ticker import PercentFormatter
 
 from rn50.analyze.confusion import close_up, matrix
-from rn50.analyze.drawing import BLUE, RED, canvas, picture, plain, shortened
+from rn50.analyze.drawing import BLUE, RED, canvas, picture, shortened
 from rn50.analyze.predictions import Predictions
 from rn50.analyze.section import Picture, Section, table
+from rn50.observe.drawing import plain
 
 _ALL_LISTED = 20
 """Up to so many classes a table has them all; of more, the worst and the best."""

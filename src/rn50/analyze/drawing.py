@@ -6,9 +6,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rn50.analyze.section import Picture
-from rn50.observe.drawing import COLOURS, plain
+from rn50.observe.drawing import COLOURS
 
-__all__ = ["BLUE", "GREEN", "GREY", "RED", "canvas", "picture", "plain"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "RED",
+    "canvas",
+    "picture",
+    "plain",
+    "shortened",
+    "whole_percent",
+]
 
 BLUE, RED, GREEN = COLOURS[:3]
 GREY = "#BBBBBB"
@@ -37,3 +47,12 @@ def picture(figure: Figure, name: str, alt: str, *, cut: bool = False) -> Pictur
 def shortened(text: str, most: int) -> str:
     """Return ``text`` with at most so many characters, its end replaced where it is longer."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def whole_percent(share: float) -> str:
+    """Return whole percents, which never round a doubt away."""
+    if 0 < share < 0.005:
+        return "<1%"
+    if 0.995 <= share < 1:
+        return ">99%"
+    return f"{share:.0%}"

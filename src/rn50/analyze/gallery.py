@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from rn50.analyze.drawing import shortened
+from rn50.analyze.drawing import shortened, whole_percent
 from rn50.analyze.gradcam import default_layer, enlarged, grad_cam, jump_at, scaled
 from rn50.analyze.names import shown_names
 from rn50.analyze.overlays import Tile, tiles
@@ -169,7 +169,7 @@ def _group(
     group = [Tile(pixels, title=f"is:\n{shortened(names[true], 20)}")]
     for over, label in zip(maps.cpu().numpy(), wanted.tolist(), strict=True):
         word = "said" if label == said else "is" if label == true else "asked"
-        percent = _percent(float(seen.probabilities[i, label]))
+        percent = whole_percent(float(seen.probabilities[i, label]))
         title = f"{word}, {percent}:\n{shortened(names[label], 20)}"
         group.append(Tile(pixels, over, title))
     return group
@@ -201,12 +201,3 @@ def _words(layer: str, cells: list[int] | None, px: int) -> str:
         "It does not show what the network makes of a place, nor what speaks against the class; an "
         "image that stays grey has a map of zeros, for which nothing of this layer speaks."
     )
-
-
-def _percent(share: float) -> str:
-    """Return whole percents, which never round a doubt away."""
-    if 0 < share < 0.005:
-        return "<1%"
-    if 0.995 <= share < 1:
-        return ">99%"
-    return f"{share:.0%}"

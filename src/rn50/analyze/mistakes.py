@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from rn50.analyze.drawing import canvas, picture, shortened
+from rn50.analyze.drawing import canvas, picture, shortened, whole_percent
 from rn50.analyze.predictions import Predictions
 from rn50.analyze.section import Picture, Section
 
@@ -120,18 +120,9 @@ def _grid(
         axes.imshow(image, interpolation=smooth)
         true, predicted = labels.names[seen.labels[i]], labels.names[seen.predicted[i]]
         axes.set_title(
-            f"is: {shortened(true, 24)} ({_percent(float(seen.true_probability[i]))})\n"
-            f"said: {shortened(predicted, 22)} ({_percent(float(seen.confidence[i]))})",
+            f"is: {shortened(true, 24)} ({whole_percent(float(seen.true_probability[i]))})\n"
+            f"said: {shortened(predicted, 22)} ({whole_percent(float(seen.confidence[i]))})",
             fontsize=7.5,
             loc="left",
         )
     return picture(figure, name, alt)
-
-
-def _percent(share: float) -> str:
-    """Return whole percents, which never round a doubt away."""
-    if 0 < share < 0.005:
-        return "<1%"
-    if 0.995 <= share < 1:
-        return ">99%"
-    return f"{share:.0%}"

@@ -13,13 +13,13 @@ from rn50.data.sources.wnids import class_names, imagenet_wnids
 from rn50.errors import DataError, UsageError, UserError
 from rn50.model import pretrained, resnet, weights
 from rn50.model.weights import Weights
+from rn50.observe.history import CONFIG
 from rn50.observe.record import NETWORKS
 
 Choice = Literal["auto", "model", "average", "swa", "best"]
 """A network of a run: the one trained, its EMA, its SWA, the best one so far; auto: the first of
 them that there is."""
 
-_CONFIG = "config.json"
 _ORDER = (*NETWORKS, "best")
 
 
@@ -65,7 +65,7 @@ def find(path: Path, network: Choice, classes: Sequence[ClassName] = ()) -> Subj
     if not files:
         if run is None:
             raise DataError(
-                f"{path} holds no run: neither weights nor {_CONFIG} ({why}); give the folder of "
+                f"{path} holds no run: neither weights nor {CONFIG} ({why}); give the folder of "
                 "a run, or a weights file"
             )
         return _untrained(path, network, run)
@@ -85,7 +85,7 @@ def find(path: Path, network: Choice, classes: Sequence[ClassName] = ()) -> Subj
 def _settings(folder: Path) -> tuple[Run | None, str]:
     """Return a run's settings, or None and why."""
     try:
-        return config.load(folder / _CONFIG), ""
+        return config.load(folder / CONFIG), ""
     except UserError as error:
         return None, str(error)
 

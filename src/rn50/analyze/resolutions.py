@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import PercentFormatter
 
-from rn50.analyze.drawing import BLUE, RED, canvas, picture, plain
+from rn50.analyze.drawing import BLUE, RED, canvas, picture
 from rn50.analyze.predictions import Scores
 from rn50.analyze.section import Picture, Section, table
 from rn50.config import Images
 from rn50.errors import UsageError
+from rn50.observe.drawing import plain
 
 _FACTORS = (1.0, 1.14, 1.28)
 _LARGE_PX = 160

@@ -22,13 +22,13 @@ _ELSEWHERE = ("storage.output_dir", "recipe")
 """Settings that a repetition does not take over: it is another run."""
 
 
-def repeat(run: Run) -> str:
+def repeat(run: Run | None) -> str:
     """Return the command line that trains the same again: the recipe, and what differs from it.
 
-    Of a run whose recipe this version does not have, the command takes all settings from
-    ``config.json``.
+    Of a run whose recipe this version does not have, or of unknown settings (None), the command
+    takes all settings from ``config.json``.
     """
-    if run.recipe not in RECIPES:
+    if run is None or run.recipe not in RECIPES:
         return "rn50 train --config config.json"
     words = ["rn50", "train", run.recipe]
     for name, (planned, value) in differences(run).items():
@@ -36,9 +36,9 @@ def repeat(run: Run) -> str:
     return shlex.join(words)
 
 
-def differences(run: Run) -> Mapping[str, tuple[Any, Any]]:
+def differences(run: Run | None) -> Mapping[str, tuple[Any, Any]]:
     """Return the settings that differ from the recipe's: its value, and the run's."""
-    if run.recipe not in RECIPES:
+    if run is None or run.recipe not in RECIPES:
         return {}
     planned, made = (config.flat(config.to_dict(one)) for one in (recipe(run.recipe), run))
     return {

@@ -7,8 +7,8 @@ from typing import Any
 
 from rn50 import config
 from rn50.observe.compare import AXES, By, Entry, comparison, gather
-from rn50.observe.history import History, scores
-from rn50.observe.record import NETWORKS, shown
+from rn50.observe.history import scores
+from rn50.observe.record import NETWORKS, Record, shown
 from rn50.report import facts
 from rn50.report.charts import Chart, chart
 from rn50.report.command import repeat
@@ -46,7 +46,7 @@ def comparison_page(
         seeds=over_seeds(entries),
         charts=_charts(entries),
         settings=differing(entries),
-        commands=[(entry.label, _command(entry.history)) for entry in entries],
+        commands=[(entry.label, repeat(facts.settings(entry.history))) for entry in entries],
     )
 
 
@@ -70,7 +70,7 @@ def over_seeds(entries: Sequence[Entry]) -> list[Row]:
             "seeds": str(len(alike)),
         }
         for name in _networks(entries):
-            values = [s for entry in alike if (s := _last(entry.history, name, "top1")) is not None]
+            values = [score["top1"] for entry in alike if (score := _last(entry, name))]
             row[f"{name}, top-1"] = (
                 f"{statistics.mean(values):.2%} ± {statistics.stdev(values):.2%}"
                 if len(values) > 1
@@ -99,8 +99,9 @@ def _result(entry: Entry, networks: Sequence[str]) -> Row:
     run = facts.settings(history)
     row = {"run": entry.label, "recipe": history.title, "state": history.state}
     for name in networks:
-        row[f"{name}, top-1"] = facts.with_error(history, name)
-        row[f"{name}, top-5"] = shown(_last(history, name, "top5"), ".2%")
+        score = _last(entry, name)
+        row[f"{name}, top-1"] = facts.with_error(history, score)
+        row[f"{name}, top-5"] = shown(score.get("top5"), ".2%")
     dollars = entry.dollars
     return row | {
         "test px": str(run.images.test_px) if run else "-",
@@ -114,9 +115,10 @@ def _networks(entries: Sequence[Entry]) -> list[str]:
     return [name for name in NETWORKS if any(entry.evaluated(name) for entry in entries)]
 
 
-def _last(history: History, network: str, score: str) -> float | None:
-    found = [scores(r, network).get(score) for r in history.epochs if scores(r, network)]
-    return found[-1] if found else None
+def _last(entry: Entry, network: str) -> Record:
+    """Return the last scores of a network; empty where it was never evaluated."""
+    evaluated = entry.evaluated(network)
+    return scores(evaluated[-1], network) if evaluated else {}
 
 
 def _charts(entries: Sequence[Entry]) -> list[Chart]:
@@ -127,11 +129,6 @@ def _charts(entries: Sequence[Entry]) -> list[Chart]:
             alt = f"Validation accuracy and loss of {len(entries)} runs by {AXES[by]}"
             made.append(chart(f"by-{by}", figure, alt))
     return made
-
-
-def _command(history: History) -> str:
-    run = facts.settings(history)
-    return "rn50 train --config config.json" if run is None else repeat(run)
 
 
 def _said(value: Any) -> str:

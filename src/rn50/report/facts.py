@@ -61,9 +61,9 @@ def tiles(entry: Entry) -> Pairs:
     return found
 
 
-def what_was_run(history: History) -> Pairs:
+def what_was_run(history: History, run: Run | None) -> Pairs:
     """Return recipe, network, data and plan."""
-    facts, run = history.latest_facts, settings(history)
+    facts = history.latest_facts
     found: Pairs = [("recipe", history.title)]
     if history.title in RECIPES:
         found[0] = ("recipe", f"{history.title}: {summary(history.title)}")
@@ -122,7 +122,7 @@ def where(entry: Entry) -> Pairs:
     return found
 
 
-def results(history: History) -> list[dict[str, str]]:
+def results(history: History, run: Run | None) -> list[dict[str, str]]:
     """Return the scores of the last evaluation, a row for each network.
 
     Single centre crop and the last checkpoint of the schedule, never the best of them: the rules
@@ -131,7 +131,6 @@ def results(history: History) -> list[dict[str, str]]:
     last = _last_scored(history)
     if last is None:
         return []
-    run = settings(history)
     px = str(run.images.test_px) if run else "-"
     rows = []
     for name in NETWORKS:
@@ -142,7 +141,7 @@ def results(history: History) -> list[dict[str, str]]:
         rows.append(
             {
                 "network": _NAMES[name],
-                "top-1": with_error(history, name),
+                "top-1": with_error(history, score),
                 "top-5": shown(score.get("top5"), ".2%"),
                 "test px": px,
                 "loss": shown(score.get("loss"), ".4f"),
@@ -180,14 +179,11 @@ def results_at_other_sizes(analysed: dict[str, Any]) -> list[dict[str, str]]:
         return []
 
 
-def with_error(history: History, network: str) -> str:
-    """Return the last top-1 of a network with its standard error by the number of images."""
-    scored = [
-        scores(e, network) for e in history.epochs if scores(e, network).get("top1") is not None
-    ]
-    if not scored:
+def with_error(history: History, score: Record) -> str:
+    """Return the top-1 of a network's scores with its standard error by the number of images."""
+    if (top1 := score.get("top1")) is None:
         return "-"
-    top1, images = scored[-1]["top1"], _num_images(history, scored[-1])
+    images = _num_images(history, score)
     error = f" ± {math.sqrt(top1 * (1 - top1) / images):.2%}" if images else ""
     return f"{top1:.2%}{error}"
 
@@ -199,9 +195,8 @@ def device(history: History) -> str:
     return f"{latest.get('device', '-')}" + (f" × {world}" if world != 1 else "")
 
 
-def claims(history: History) -> list[str]:
+def claims(history: History, run: Run | None) -> list[str]:
     """Return what a reader must know before comparing the results with published ones."""
-    run = settings(history)
     said = [
         "Single centre crop; every validation image counts once; the last checkpoint of the "
         "schedule, not the best of many. ± is the standard error from the number of validation "

@@ -18,15 +18,13 @@ from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
 import rn50
+from rn50.analyze import analysis
 from rn50.observe.compare import Entry
 from rn50.observe.figures import FIGURES
 from rn50.observe.history import History
 from rn50.report import facts
 from rn50.report.charts import Chart, chart
 from rn50.report.command import differences, repeat
-
-ANALYSIS = "analysis"
-"""The folder in a run's folder that ``rn50 analyze`` writes."""
 
 _ALTS = {
     "loss": "Loss in training and validation over the epochs",
@@ -58,23 +56,23 @@ def run_page(run_dir: Path, problems: Sequence[str] = (), price_per_hour: float 
     """
     history = History.read(run_dir)
     entry = Entry(run_dir.resolve().name, history, price_per_hour)
-    run = facts.settings(history)
+    run, analysed = facts.settings(history), analysis.default_folder(run_dir)
     return render(
         "run.html",
         title=history.title,
         state=f"{entry.label} · {history.state}",
         tiles=facts.tiles(entry),
         problems=[*history.problems, *problems],
-        what=facts.what_was_run(history),
+        what=facts.what_was_run(history, run),
         where=facts.where(entry),
-        results=[*facts.results(history), *facts.results_at_other_sizes(_analysed(run_dir))],
-        claims=facts.claims(history),
+        results=[*facts.results(history, run), *facts.results_at_other_sizes(_sections(analysed))],
+        claims=facts.claims(history, run),
         charts=charts(history),
         sample=_sample(history, run_dir),
         events=facts.events(history),
-        analysis=analysis(run_dir / ANALYSIS),
-        command="rn50 train --config config.json" if run is None else repeat(run),
-        changed={} if run is None else differences(run),
+        analysis=parts_of(analysed),
+        command=repeat(run),
+        changed=differences(run),
         config=json.dumps(history.settings, indent=2) if history.settings else "",
     )
 
@@ -86,9 +84,9 @@ def charts(history: History) -> list[Chart]:
     return [chart(name, draw(history), _ALTS.get(name, name)) for name, draw in FIGURES.items()]
 
 
-def analysis(folder: Path) -> list[Part]:
+def parts_of(folder: Path) -> list[Part]:
     """Return what ``rn50 analyze`` wrote, with its pictures in it; nothing where it did not."""
-    path = folder / "analysis.md"
+    path = folder / analysis.MARKDOWN
     if not path.exists():
         return []
     _, *sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -132,10 +130,10 @@ def data_url(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _analysed(run_dir: Path) -> dict[str, Any]:
-    """Return the facts of a run's analysis by section; nothing where there are none."""
+def _sections(folder: Path) -> dict[str, Any]:
+    """Return the facts of an analysis by section; nothing where there are none."""
     try:
-        told = json.loads((run_dir / ANALYSIS / "analysis.json").read_text(encoding="utf-8"))
+        told = json.loads((folder / analysis.FACTS).read_text(encoding="utf-8"))
         return dict(told["sections"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}

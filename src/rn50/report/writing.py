@@ -60,7 +60,7 @@ def _analyse(
     run_dir: Path, data: str, say: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> list[str]:
     """Analyse a run that has newer weights than its analysis; return what is missing."""
-    done = run_dir / page.ANALYSIS / analysis.FACTS
+    done = analysis.default_folder(run_dir) / analysis.FACTS
     weights = [p for name in NETWORKS if (p := run_dir / f"{name}.safetensors").exists()]
     newest = max((path.stat().st_mtime for path in weights), default=math.inf)
     if done.exists() and done.stat().st_mtime >= newest:

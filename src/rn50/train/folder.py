@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rn50.config import Run
 from rn50.errors import UsageError
-from rn50.observe import record
+from rn50.observe import history, record
 from rn50.train import checkpoint
 
-CONFIG = "config.json"
+CONFIG = history.CONFIG
 """The run's settings, in the run's folder; accepted back by ``rn50 train --config``."""
 
 _ROOT = Path("runs")

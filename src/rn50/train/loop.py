@@ -67,11 +67,10 @@ def train(
                 pace.step(run.images.batch_size, batch.wait_s, batch.request.px)
 
         done = state.step
-        facts = {"step": done, "lr": timeline.at(done - 1).lr, "px": to.px(done - 1)}
         ends_epoch = timeline.ends_epoch(done)
         if batch is not None and (done % run.log.every_steps == 0 or ends_epoch):
             states.drain(state)
-            now = facts | state.trouble.counts()
+            now = _facts(timeline, to, done) | state.trouble.counts()
             to.record(records.train(state.meter.window, timeline, now, window))
             _warn(to, done, state.trouble.warnings())
             state.trouble.judge(run, state.meter.window, done)
@@ -79,7 +78,7 @@ def train(
             window.restart()
 
         if ends_epoch:
-            _end_epoch(run, state, timeline, to, facts, epoch.timing())
+            _end_epoch(run, state, timeline, to, epoch.timing())
             epoch.restart()
             window.restart()
 
@@ -104,7 +103,6 @@ def _end_epoch(
     state: TrainState,
     timeline: Timeline,
     to: Surroundings,
-    facts: dict[str, Any],
     timing: dict[str, Any],
 ) -> None:
     """Evaluate where it is time, and record the epoch; leave it open if asked to stop meanwhile."""
@@ -115,9 +113,15 @@ def _end_epoch(
         timing["eval_seconds"] = round(time.perf_counter() - start, 3)
         if scores is None:
             return
+    facts = _facts(timeline, to, state.step)
     to.record(records.epoch(state.meter.epoch, timeline, facts, scores, timing))
     _warn(to, state.step, health.warnings(scores or {}, timeline, state.step))
     state.meter.epoch = Totals()
+
+
+def _facts(timeline: Timeline, to: Surroundings, done: int) -> dict[str, Any]:
+    """Return what a record tells of the last step done."""
+    return {"step": done, "lr": timeline.at(done - 1).lr, "px": to.px(done - 1)}
 
 
 def _warn(to: Surroundings, step: int, messages: list[str]) -> None:

@@ -22,6 +22,7 @@ import filelock
 
 from rn50 import config
 from rn50.config import Log
+from rn50.observe.history import CONFIG
 from rn50.observe.trackers.feed import Feed
 from rn50.observe.trackers.identity import Identity
 from rn50.observe.trackers.mlflow_run import MLflow
@@ -68,7 +69,7 @@ def main(place: Path, resumed_at: int | None) -> None:
         signal.signal(number, lambda *_: None)
     if hasattr(os, "nice"):
         os.nice(10)
-    run = config.load(place / "config.json")
+    run = config.load(place / CONFIG)
     identity = Identity.read(place)
     lock = filelock.FileLock(place / ".trackers.lock")
     try:
