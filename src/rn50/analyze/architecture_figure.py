@@ -10,6 +10,7 @@ from rn50.analyze import drawing
 from rn50.analyze.layers import Layer, Part
 from rn50.analyze.section import Picture
 from rn50.config import Model
+from rn50.observe.drawing import plain
 
 FIGURE = "architecture.png"
 
@@ -40,9 +41,9 @@ def figure(model: Model, px: int, found: Sequence[Layer], sums: Sequence[Part]) 
     """Draw receptive field and map size by depth, and shares of cost by stage."""
     canvas = drawing.canvas(8, 7)
     above, below = canvas.subplots(2, 1, height_ratios=(1.1, 1.0))
-    _draw_depth(drawing.plain(above), px, found, sums)
+    _draw_depth(plain(above), px, found, sums)
     above.set_title(shown(model), pad=20)
-    _draw_shares(drawing.plain(below), sums)
+    _draw_shares(plain(below), sums)
     return drawing.picture(canvas, FIGURE, alt(model))
 
 

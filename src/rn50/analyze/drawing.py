@@ -8,18 +8,6 @@ from matplotlib.figure import Figure
 from rn50.analyze.section import Picture
 from rn50.observe.drawing import COLOURS
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "RED",
-    "canvas",
-    "picture",
-    "plain",
-    "shortened",
-    "whole_percent",
-]
-
 BLUE, RED, GREEN = COLOURS[:3]
 GREY = "#BBBBBB"
 
