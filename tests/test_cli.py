@@ -218,6 +218,11 @@ def test_eval_scores_a_run_as_training_did_and_a_weights_file_alike(capsys, trai
     file = place / "average.safetensors"
     code, out, _ = outcome(capsys, "eval", file, "--data", packed, *same)
     assert json.loads(out)["average"] == scores["average"]
+    code, out, _ = outcome(capsys, "eval", place, "--px", "48", *same)
+    assert json.loads(out)["model"]["loss"] != scores["model"]["loss"]
+    code, out, err = outcome(capsys, "eval", place, "--px", "4", *same)
+    assert code == 2
+    assert "px is 4; a test size has 8 to 2048 pixels, such as 32" in err
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,48 @@ def test_synchronised_batchnorm_keeps_names_tensors_and_what_evaluation_computes
     assert all(new is old for new, old in zip(net.parameters(), parameters, strict=True))
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert torch.equal(net(images), expected)
+
+
+def normalised_by_halves(rank: int, port: int, place: Path) -> None:
+    """Be one of two processes, each with half of a batch on a GPU of its own."""
+    torch.distributed.init_process_group(
+        "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    net, images = trained_on()
+    Group(rank=rank, world_size=2).synchronised(net.to(device), device)
+    half = images[4 * rank : 4 * rank + 4].to(device).requires_grad_()
+    out = net.train()(half)
+    out.square().sum().backward()
+    torch.save((out.detach().cpu(), half.grad.cpu(), net.bn1.running_var.cpu()), place / str(rank))
+    torch.distributed.destroy_process_group()
+
+
+def trained_on() -> tuple[nn.Module, torch.Tensor]:
+    """Return a network and a batch of 8 images whose halves have other statistics."""
+    net = build(Model(arch="resnet18", num_classes=3), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, 32, 32, generator=generator)
+    images[4:] = 3 * images[4:] + 1
+    return net, images
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_halves_of_a_batch_are_normalised_as_the_whole(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(normalised_by_halves, (port, tmp_path), nprocs=2)
+    net, images = trained_on()
+    net, images = net.cuda().train(), images.cuda().requires_grad_()
+    out = net(images)
+    out.square().sum().backward()
+    halves = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)]
+    close = partial(torch.testing.assert_close, rtol=1e-2, atol=1e-3)  # TF32 or not
+    close(torch.cat([half[0] for half in halves]), out.detach().cpu())
+    close(torch.cat([half[1] for half in halves]), images.grad.cpu())
+    close(halves[0][2], net.bn1.running_var.cpu())
 
 
 def test_one_process_has_nothing_to_synchronise():

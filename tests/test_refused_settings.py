@@ -30,6 +30,10 @@ ONECYCLE = ("--lr-schedule", "onecycle", "--warmup-epochs", "0")
             "the threshold makes every target 0 or 1 again, which undoes smoothing",
         ),
         (("--loss.bce-threshold", "0.2"), "bce_threshold is 0.2, but the loss is cross-entropy"),
+        (
+            ("--loss", "bce", "--loss.bce-over-classes", "mean"),
+            "bce_over_classes is mean, which divides the gradient by the number of classes, and",
+        ),
         (("--augment.repeats", "3", "-b", "4"), "a batch has only 4 images; it must hold two"),
         (("--mixup-alpha", "0.2", "-b", "9"), "images are mixed in pairs; make it even"),
         (("--price-per-hour", "-1"), "price_per_hour is -1.0: input should be greater than or"),

@@ -73,6 +73,13 @@ def check(average: Average, schedule: Schedule, epochs: int) -> None:
             f"{told}, but schedule.tail_epochs is {tail:g}: the weights before the tail, at a rate "
             f"that still falls, are worse; give --swa-epochs {tail:g}, or a longer tail"
         )
+    late = [epoch for epoch in schedule.milestones if epoch > epochs - length]
+    if tail == 0 and late:
+        raise ValueError(
+            f"{told}, but schedule.milestones lowers the learning rate at epoch {late[-1]:g}, "
+            "among them: the weights before that are worse; give --swa-epochs "
+            f"{epochs - late[-1]:g}, or earlier milestones"
+        )
     if tail == 0 and schedule.name not in ("constant", "step"):
         raise ValueError(
             f"{told}, but {schedule.name} lowers the learning rate to the end, where the last "

@@ -25,6 +25,7 @@ from rn50.errors import UsageError
 from rn50.optimisation import Loss as Loss
 from rn50.optimisation import Optim as Optim
 from rn50.optimisation import Schedule as Schedule
+from rn50.optimisation import check_scale
 from rn50.reporting import Log as Log
 from rn50.safeguards import Guard as Guard
 from rn50.section import Count, Fraction, NotNegative, Positive, explain, section
@@ -288,6 +289,7 @@ class Run:
     @model_validator(mode="after")
     def _averages_make_sense(self) -> "Run":
         check_averages(self.average, self.schedule, self.epochs)
+        check_scale(self.optim, self.loss)
         return self
 
     @model_validator(mode="after")

@@ -57,7 +57,8 @@ class Group:
     def synchronised(self, model: nn.Module, device: torch.device) -> None:
         """Make BatchNorm, in place, take its statistics over all processes.
 
-        By ``torch.nn.SyncBatchNorm``; parameters, buffers and names stay what they are.
+        By ``torch.nn.SyncBatchNorm``; parameters, buffers and names stay what they are. Tested:
+        that, and on two GPUs that halves of a batch give what the whole gives.
 
         Raises:
             UsageError: The device cannot do it.

@@ -1,5 +1,6 @@
 """One exact pass over a split: every image once, at any world size, integers added at the end."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -43,6 +44,8 @@ LOSS_UNIT = 2.0**-16
 BATCH = 256
 """Images per forward pass."""
 
+_SMALLEST_PX, _LARGEST_PX = 8, 2048
+
 
 def labelled(dataset: PackedDataset, model: Model) -> PackedDataset:
     """Return the data with the labels that a network is trained on.
@@ -67,7 +70,12 @@ def labelled(dataset: PackedDataset, model: Model) -> PackedDataset:
 
 
 def score(
-    path: Path, data: Path, settings: Hardware, *, say: Callable[[str], None] = lambda _: None
+    path: Path,
+    data: Path,
+    settings: Hardware,
+    *,
+    px: int = 0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a weights file, or the model and the averages in a run's folder, on ``data``.
 
@@ -77,6 +85,7 @@ def score(
         path: The file, or the folder of a run.
         data: A folder made by ``rn50 prepare``.
         settings: Device, precision and threads.
+        px: Side of the test crop; 0: the network's own.
         say: Told what a reader of the scores must know.
 
     Returns:
@@ -84,6 +93,7 @@ def score(
 
     Raises:
         DataError: The weights or the data cannot be read, or are of different classes.
+        UsageError: There is no such test size.
     """
     files = [path]
     if path.is_dir():
@@ -98,10 +108,28 @@ def score(
     compute = hardware.resolve(settings)
     nets: dict[str, nn.Module] = {n: one.net.to(compute.device) for n, one in loaded.items()}
     images = next(iter(loaded.values())).images
+    images = at_size(images, px) if px else images
     with Loader(
         compute.device, workers=compute.workers, prefetch=compute.prefetch_batches
     ) as loader:
         return evaluate(nets, dataset.split("val"), images, loader, compute, Group())
+
+
+def at_size(images: Images, px: int) -> Images:
+    """Return the settings for another test size, with the same share of the image in the crop.
+
+    Raises:
+        UsageError: The size is too small or too large to be one.
+    """
+    if not _SMALLEST_PX <= px <= _LARGEST_PX:
+        raise UsageError(
+            f"px is {px}; a test size has {_SMALLEST_PX} to {_LARGEST_PX} pixels, such as "
+            f"{images.test_px}, the network's own"
+        )
+    if px == images.test_px:
+        return images
+    resize_px = max(px, round(px * images.test_resize_px / images.test_px))
+    return dataclasses.replace(images, test_px=px, test_resize_px=resize_px)
 
 
 def of_classes(

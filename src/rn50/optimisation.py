@@ -167,7 +167,7 @@ class Loss:
     """Share of the target spread evenly over all classes."""
     bce_over_classes: Literal["sum", "mean"] = "sum"
     """bce: sum over classes has gradients of cross-entropy's size, as SGD's rates expect; mean is
-    smaller by the number of classes, which only LAMB, LARS and AdamW even out."""
+    smaller by the number of classes, which only LAMB and AdamW even out."""
     bce_threshold: BelowOne = 0.0
     """bce: targets above it become 1 and others 0 after mixing (0.2 in ResNet strikes back), which
     undoes smoothing; 0 keeps them as they are."""
@@ -188,3 +188,23 @@ class Loss:
                 "undoes smoothing: set --label-smoothing 0 or --loss.bce-threshold 0"
             )
         return self
+
+
+def check_scale(optim: Optim, loss: Loss) -> None:
+    """Refuse a loss whose gradients are a thousandth of what the optimizer's rates expect.
+
+    SGD's steps are as long as the gradient, and LARS evens out those of convolutions and of the
+    classifier's weights only.
+
+    Raises:
+        ValueError: With the reason and what to do.
+    """
+    if loss.name == "bce" and loss.bce_over_classes == "mean" and optim.name in _AS_LONG:
+        raise ValueError(
+            f"loss.bce_over_classes is mean, which divides the gradient by the number of classes, "
+            f"and {optim.name} does not even that out; give --loss.bce-over-classes sum, or "
+            "--optimizer lamb or adamw"
+        )
+
+
+_AS_LONG = ("sgd", "sgdw", "lars")

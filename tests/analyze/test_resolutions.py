@@ -2,9 +2,10 @@ import pytest
 
 from rn50.analyze import resolutions
 from rn50.analyze.predictions import Scores
-from rn50.analyze.resolutions import AtSize, at_size, default_sizes
+from rn50.analyze.resolutions import AtSize, default_sizes
 from rn50.config import Images
 from rn50.errors import UsageError
+from rn50.evaluate import at_size
 
 
 def images(**sides):

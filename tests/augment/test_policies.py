@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
 from rn50 import rng
@@ -137,6 +138,36 @@ def test_timms_randaugment_has_its_operations_ranges_and_probability():
     assert of(Op.SOLARIZE_ADD).mean() == pytest.approx(0.7 * 110 - 0.5, abs=1)
     ops, magnitudes = policies.rand_augment_timm(draws_of(999, 5), 200, num_ops=1, magnitude=10)
     assert np.abs(of(Op.ROTATE)).max() == 30
+
+
+def test_the_arguments_of_timms_operations_are_those_that_timm_computes():
+    made = rand_augment_transform("rand-m7-mstd0.5-inc1", {"translate_pct": 0.45})
+    assert {(op.prob, op.magnitude, op.magnitude_std) for op in made.ops} == {
+        (policies.TIMM_PROB, 7, policies.TIMM_STD)
+    }
+    ends = ("Increasing", "Rel")
+    named = {name: name for name in NAMES} | {"SolarizeAdd": "SolarizeAdd"}
+    ours = {NAMES.get(name, Op.SOLARIZE_ADD): name for name in named}
+    by_name = {}
+    for op in made.ops:
+        name = op.name
+        for end in ends:
+            name = name.removesuffix(end)
+        by_name[name] = op
+    assert {ours[op] for op in policies._TIMM} == {*by_name}
+    levels = np.linspace(0, 10, 41)
+    for op, argument in policies._TIMM.items():
+        level_fn, hparams = by_name[ours[op]].level_fn, by_name[ours[op]].hparams
+        mine = argument(levels / 10, levels / 10, 200)
+        for level, value in zip(levels, mine, strict=True):
+            if level_fn is None:
+                continue
+            (expected,) = level_fn(float(level), hparams)
+            if op in ENHANCING:  # theirs has drawn a sign
+                value, expected = abs(value - 1), abs(expected - 1)
+            if ours[op].startswith("Translate"):
+                expected *= 200  # theirs is a part of the side
+            assert abs(value) == pytest.approx(abs(expected), abs=1e-5), (op, level)
 
 
 def test_colour_jitter_is_distributed_as_torchvisions():

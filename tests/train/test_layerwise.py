@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import timm.optim
 import torch
 
 from rn50.train.layerwise import LAMB, LARS, SGDW
@@ -110,9 +111,8 @@ def test_weights_of_length_0_step_without_a_trust_ratio(kind):
 
 
 def test_lars_and_lamb_equal_timm_s():
-    timm = pytest.importorskip("timm.optim", reason="timm is not installed")
     ours_params, theirs_params = parameters(), parameters()
-    theirs = timm.Lars(
+    theirs = timm.optim.Lars(
         [{k: v for k, v in g.items() if k != "adapts"} for g in groups(theirs_params, 0.01)],
         lr=1,
         momentum=0.9,
@@ -127,7 +127,7 @@ def test_lars_and_lamb_equal_timm_s():
     ):
         torch.testing.assert_close(one, other)
     ours_params, theirs_params = parameters(), parameters()
-    theirs = timm.Lamb(
+    theirs = timm.optim.Lamb(
         [{k: v for k, v in g.items() if k != "adapts"} for g in groups(theirs_params, 0.01)],
         lr=1,
         betas=(0.9, 0.99),

@@ -1,6 +1,9 @@
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -124,3 +127,25 @@ def test_a_range_without_descent_is_refused_by_the_command(swept, capsys):
         main([*words, "--out", str(place), "--low", "50", "--high", "100"])
     assert stop.value.code == 2
     assert "the loss does not fall" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_two_processes_find_what_one_finds(swept, tmp_path):
+    words, place = swept
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rn50"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, *words, "--out", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("try --lr") == 1
+    one, two = (json.loads((p / VALUES).read_text()) for p in (place, tmp_path))
+    for alone, shared in zip(one["sweeps"], two["sweeps"], strict=True):
+        # BatchNorm's statistics are those of each process's share of a batch.
+        assert shared["losses"][:3] == pytest.approx(alone["losses"][:3], rel=0.05)
+        assert shared["lrs"][:3] == alone["lrs"][:3]
+    assert abs(math.log(two["suggested"] / one["suggested"])) < math.log(4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.scheduler import CosineLRScheduler
 
 from rn50.config import Average, Optim, Schedule
 from rn50.errors import UsageError
@@ -205,6 +206,18 @@ def test_a_warm_up_inside_leaves_the_cosine_s_clock_running_as_timm_does():
     assert lr_share(20, warmup_steps=20, total_steps=100, schedule=outside) == 1
 
 
+def test_a_warm_up_inside_equals_timm_s_scheduler():
+    settings = Schedule(warmup_inside=True, warmup_start=0.02, final=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = CosineLRScheduler(
+        optimizer, t_initial=100, lr_min=0.1, warmup_t=20, warmup_lr_init=0.02, t_in_epochs=False
+    )
+    for step in range(100):
+        theirs.step_update(step)
+        ours = lr_share(step, warmup_steps=20, total_steps=100, schedule=settings)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+
+
 def test_an_annealed_tail_equals_torch_s_swalr():
     settings = Schedule(
         warmup_epochs=0, final=0.5, tail_epochs=4, tail_lr=0.05, tail_anneal_epochs=2.5
@@ -284,3 +297,37 @@ def test_the_timeline_hands_out_momentum_and_sharpness_aware_steps():
     assert timeline.at(11).lr == 2.0
     assert [step for step in range(20) if timeline.at(step).sam] == [4, 9, 14, 19]
     assert Timeline(recipe("demo"), 10).at(3).momentum is None
+
+
+@pytest.mark.parametrize(
+    ("average", "optim", "reason"),
+    [
+        (
+            {"ema_horizon": 0.04, "every_steps": 32},
+            {},
+            r"back over 1.6 of .* --average.every-steps 1 ",
+        ),
+        (
+            {"ema_horizon": 0.5, "every_steps": 21},
+            {},
+            r"every_steps is 21.* --average.every-steps 20",
+        ),
+        ({"ema_horizon": 0.5, "every_steps": 20}, {}, None),
+        ({"ema_horizon": 0.001, "every_steps": 1}, {}, None),
+        ({"every_steps": 100}, {}, None),
+        ({}, {"sam_rho": 0.1, "sam_every": 41}, r"only 40 steps, so none would be sharpness-aware"),
+        ({}, {"sam_rho": 0.1, "sam_every": 40}, None),
+        ({}, {"sam_every": 1000}, None),
+    ],
+)
+def test_what_the_steps_of_a_run_are_too_few_for_is_refused(average, optim, reason):
+    run = dataclasses.replace(
+        recipe("demo"), average=Average(**average), optim=Optim(peak_lr=0.1, **optim)
+    )
+    if reason is None:
+        timeline = Timeline(run, steps_per_epoch=10)
+        updates = [timeline.at(step).average_keep for step in range(40)]
+        assert any(keep is not None for keep in updates) == (run.average.ema_horizon > 0)
+        return
+    with pytest.raises(UsageError, match=reason):
+        Timeline(run, steps_per_epoch=10)

@@ -22,7 +22,7 @@ from rn50.data.loader import Loader
 from rn50.data.plan import Request
 from rn50.data.shards import PackedDataset, PackedSplit
 from rn50.errors import UsageError
-from rn50.evaluate import BATCH, of_classes
+from rn50.evaluate import BATCH, at_size, of_classes
 from rn50.hardware import Compute
 from rn50.model.weights import Weights
 
@@ -204,4 +204,4 @@ def _check(settings: Settings, own: Weights) -> list[Images]:
     if settings.layer:
         jump_at(own.net, settings.layer)  # refuses a layer that is none
     sides = {own.images.test_px, *(settings.px or resolutions.default_sizes(own.images))}
-    return [resolutions.at_size(own.images, px) for px in sorted(sides)]
+    return [at_size(own.images, px) for px in sorted(sides)]

@@ -1,6 +1,5 @@
 """The same network at several test sizes, and with flip test-time augmentation."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,14 +9,12 @@ from rn50.analyze.drawing import BLUE, RED, canvas, picture
 from rn50.analyze.predictions import Scores
 from rn50.analyze.section import Picture, Section, table
 from rn50.config import Images
-from rn50.errors import UsageError
 from rn50.observe.drawing import plain
 
 _FACTORS = (1.0, 1.14, 1.28)
 _LARGE_PX = 160
 """Test sizes from here on are tried in multiples of 32, by which the network divides an image's
 side, smaller ones in multiples of 8."""
-_SMALLEST_PX, _LARGEST_PX = 8, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +39,6 @@ def default_sizes(images: Images) -> tuple[int, ...]:
     trained = images.sizes[-1][1] if images.sizes else images.train_px
     larger = {round(factor * images.test_px / step) * step for factor in _FACTORS[1:]}
     return tuple(sorted({trained, images.test_px, *larger}))
-
-
-def at_size(images: Images, px: int) -> Images:
-    """Return the settings for another test size, with the same share of the image in the crop.
-
-    Raises:
-        UsageError: The size is too small or too large to be one.
-    """
-    if not _SMALLEST_PX <= px <= _LARGEST_PX:
-        raise UsageError(
-            f"px is {px}; a test size has {_SMALLEST_PX} to {_LARGEST_PX} pixels, such as "
-            f"{images.test_px}, the network's own"
-        )
-    if px == images.test_px:
-        return images
-    resize_px = max(px, round(px * images.test_resize_px / images.test_px))
-    return dataclasses.replace(images, test_px=px, test_resize_px=resize_px)
 
 
 def section(rows: Sequence[AtSize], images: Images) -> Section:

@@ -30,6 +30,7 @@ def evaluate(
     /,
     *,
     data: Annotated[str, arg(aliases=["-d"])] = "",
+    px: int = 0,
     hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -39,6 +40,8 @@ def evaluate(
         weights: The folder of a run, or a weights file.
         data: Folder made by prepare, or the URL of a copy of one; by default what the run was
             trained on.
+        px: Side of the test crop, such as 288 for a network tested at 224, with as large a share of
+            the image in it; 0: the network's own.
         hardware: How to compute it.
         json_output: Print JSON.
     """
@@ -46,7 +49,8 @@ def evaluate(
     from rn50.evaluate import score
     from rn50.train.folder import data_of
 
-    scores = score(weights, local_folder(data or data_of(weights)), hardware, say=say_aside)
+    folder = local_folder(data or data_of(weights))
+    scores = score(weights, folder, hardware, px=px, say=say_aside)
     if json_output:
         say(json.dumps(scores, indent=2))
     else:
@@ -98,7 +102,8 @@ def recipes(
             table.add_row(name, str(run.epochs), px, cost, published(name), summary(name))
     rich.console.Console(width=max(100, rich.console.Console().width)).print(table)
     say(
-        "\npx: training / test. cost: in epochs at 224 px. Published: see `rn50 recipes show NAME`."
+        "\npx: training / test. cost: in epochs of as many images at 224 px, ImageNet's stem. "
+        "\npublished: see `rn50 recipes show NAME`."
     )
 
 

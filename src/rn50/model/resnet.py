@@ -194,7 +194,7 @@ class ResNet(nn.Module):
 
         The fine-tuning of FixRes (Touvron et al., 2019, arXiv:1906.06423), as its
         ``imnet_finetune/train.py`` does it: all other BatchNorm layers normalise by what they have,
-        and no affine parameter moves.
+        and no affine parameter moves. Tested: what moves in a step, and in a whole run.
         """
         self.requires_grad_(False)
         self.fc.requires_grad_(True)
@@ -233,7 +233,8 @@ def initialise(net: ResNet, *, zero_init_residual: bool, seed: int) -> None:
 
     Convolutions: He normal over the fan-out (He et al., 2015, arXiv:1502.01852). BatchNorm: scale 1
     and shift 0, but the last scale of each block 0 where ``zero_init_residual`` (Goyal et al.,
-    2017, arXiv:1706.02677). Linear: N(0, 0.01) with bias 0 (same paper).
+    2017, arXiv:1706.02677). Linear: N(0, 0.01) with bias 0 (same paper). Tested: the deviation of
+    every layer's weights, and that blocks begin as the identity.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():

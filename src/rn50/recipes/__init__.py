@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rn50.config import Run
 from rn50.errors import UsageError
 from rn50.recipes import ladder, seeds, small
+from rn50.recipes import published as publications
 from rn50.recipes.published import ffcv, mosaic, nvidia, rsb, torchvision
 
 GROUPS: dict[str, dict[str, Callable[[], Run]]] = {
@@ -84,14 +85,22 @@ def description(name: str) -> str:
 
 
 def notes(name: str) -> str:
-    """Return what holds for all recipes of a recipe's module, such as how they differ."""
+    """Return what holds for all recipes of a recipe's kind, such as how they differ.
+
+    That is what its module says, after what its package says where these are published ones.
+    """
     module = inspect.getmodule(RECIPES[name])
-    return inspect.cleandoc((module.__doc__ if module else None) or "")
+    told = [module.__doc__ if module else None]
+    if module and module.__package__ == publications.__name__:
+        told.insert(0, publications.__doc__)
+    return "\n\n".join(inspect.cleandoc(text) for text in told if text)
 
 
 def published(name: str) -> str:
-    """Return the published top-1 accuracy, or a dash where there is none."""
-    told = description(name).partition("Published:")[2].partition("Measured:")[0]
+    """Return the published top-1 accuracy, or a dash where there is none of this very recipe."""
+    told = description(name).partition("Published:")[2].partition("Measured:")[0].strip()
+    if told.startswith("none"):
+        return "–"
     found = re.search(r"(\d+\.\d+)%(?: to (\d+\.\d+)%)?", told)
     return "–".join(filter(None, found.groups())) + "%" if found else "–"
 
@@ -104,10 +113,12 @@ def summary(name: str) -> str:
 def equivalent_epochs(run: Run) -> float:
     """Return the cost of a run in 224 px epochs: the sum of (training side / 224) squared.
 
-    Where steps draw their sides, the mean over these counts.
+    Where steps draw their sides, the mean over these counts. The stem for small images keeps four
+    times the side and so costs 16 times as much (15.6 by multiply-adds of ResNet-50).
     """
     sides = (run.images.sides_at(epoch) for epoch in range(run.epochs))
-    return sum(sum(px**2 for px in drawn) / len(drawn) for drawn in sides) / 224**2
+    cost = sum(sum(px**2 for px in drawn) / len(drawn) for drawn in sides) / 224**2
+    return cost * 16 if run.model.stem == "small" else cost
 
 
 def train_sides(run: Run) -> str:

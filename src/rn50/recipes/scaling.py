@@ -25,6 +25,8 @@ def scaled_lr(
 ) -> float:
     """Return the learning rate of a batch, given that of a reference batch.
 
+    Tested against the figures of published recipes.
+
     Args:
         base: Learning rate of the reference batch.
         batch: Images per update.

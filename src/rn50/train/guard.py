@@ -64,6 +64,10 @@ def update(
 ) -> Float[Tensor, ""] | None:
     """Clip the gradients and step, unless one of them is not finite.
 
+    The norm is that of the whole gradient, of all layers together (Pascanu et al., 2012,
+    arXiv:1211.5063), by torch's own functions, after the loss scale is taken out. Tested: that a
+    bad update leaves no trace, on the host's path and on the device's.
+
     Every process must call it. Only a CPU's or an MPS device's optimizer makes the host ask.
 
     Args:

@@ -1,6 +1,6 @@
 """Optimizers that torch has not: LARS, LAMB and SGD with decoupled decay.
 
-timm has maintained ones. Ours are its equals (tested, where it is installed) in a few lines that
+timm has maintained ones. Ours are its equals (tested) in a few lines that
 take the step count from the run's step and decide on the trust ratio by module type; a
 dependency on timm would bring its whole model zoo.
 

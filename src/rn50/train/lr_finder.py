@@ -4,6 +4,10 @@ Smith (2015, arXiv:1506.01186) raised the rate linearly; fastai raises it expone
 when the smoothed loss is four times its best. So here, with the run's own step: augmentation,
 mixing, precision, accumulation and processes are those of training. A single sweep depends much on
 its seed, so several are made, each from new weights, and their suggestions are put together.
+Sharpness-aware steps are left out: a recipe takes one in five or ten.
+
+Tested: the rules on curves of known shape, that a sweep begins as its run does, and that two
+processes find what one finds.
 """
 
 import math

@@ -22,7 +22,8 @@ def build(
     SGD and AdamW are torch's; LARS, LAMB and SGDW are in ``layerwise``. The groups go by module
     type. Going by name, as ``"bn" in name`` does, misses the BatchNorm of every shortcut
     (``downsample.1``) and the bias of the classifier. LARS and LAMB adapt to a layer's length only
-    for the weights of convolutions and linear layers; for the others the trust ratio is 1.
+    for the weights of convolutions and linear layers; for the others the trust ratio is 1. Tested:
+    which parameter is in which group, for every setting.
 
     Args:
         model: On the device where it will be trained.

@@ -42,6 +42,29 @@ class Timeline:
                 f"{self.total_steps - self._swa_start} steps, so it would average {count} weights; "
                 "give a smaller --average.swa-every-steps, or a longer --swa-epochs"
             )
+        self._refuse_stale_ema()
+        if self.run.optim.sam_rho and self.run.optim.sam_every > self.total_steps:
+            raise UsageError(
+                f"optim.sam_every is {self.run.optim.sam_every}, but the run has only "
+                f"{self.total_steps} steps, so none would be sharpness-aware; give a smaller "
+                "--optim.sam-every, or --optim.sam-rho 0"
+            )
+
+    def _refuse_stale_ema(self) -> None:
+        """Refuse an EMA whose updates lie further apart than it reaches back.
+
+        It would be a copy of the model as it was at some step, or of the initial weights.
+        """
+        average = self.run.average
+        reach = average.ema_horizon * self.total_steps
+        if average.ema_horizon and average.every_steps > max(1.0, reach):
+            raise UsageError(
+                f"average.every_steps is {average.every_steps}, but the EMA reaches back over "
+                f"{reach:.3g} of the run's {self.total_steps} steps (average.ema_horizon "
+                f"{average.ema_horizon:g}), so it would only hold weights of an earlier step; "
+                f"give --average.every-steps {max(1, int(reach))} or fewer, or a longer "
+                "--ema-horizon"
+            )
 
     @property
     def total_steps(self) -> int:

@@ -55,7 +55,8 @@ def mosaic_hot(epochs: int = 270) -> Run:
     Differences: no ColOut (Composer drops 5% of rows and columns for speed, at 0.2 points less by
     its own account); RandAugment is torchvision's with one operation at the mean strength of
     Composer's, which draws it evenly up to 9 of 10 (from memory), out of other operations.
-    Stochastic depth scales in training rather than in evaluation.
+    Stochastic depth scales in training rather than in evaluation, and drops the first block never
+    and the last at the full rate, where Composer's rule, (i + 1) / N, drops the first one, too.
     Command: ``rn50 train mosaic-hot --data IMAGENET``
     Published: 79.5% top-1 or more above 240 epochs (224 px of 232, the average); its best could not
     be read.
