@@ -59,3 +59,18 @@ def test_a_run_killed_twice_has_every_step_once_in_every_tracker(packed, tmp_pat
             assert values["augmented/_type"] == [[0, "image-file"]]
             assert shown[0]["artifacts"] == [["model", ["best", "latest"]]]
             assert [step for step, _ in values["weights/fc.weight/values"]] == [6, 12, 18]
+
+
+@pytest.mark.slow
+def test_a_run_resumed_where_a_tracker_is_not_installed_goes_on_without(packed, tmp_path):
+    place = tmp_path / "run"
+    words = runs.command(packed, place, "--epochs", "2", "--tensorboard", "--resume")
+    at = words.index("-m")
+    there = [*words[:at], str(Path(__file__).with_name("without_tensorboard.py")), *words[at + 2 :]]
+    refused = runs.finish(there, code=2)  # a new run
+    assert "the package tensorboard is not installed" in refused
+    runs.kill_at(words, place, 9)
+    runs.finish(there)
+    told = [record["message"] for record in records_of(place, "warning")]
+    assert any("not installed" in text and "the run goes on without" in text for text in told)
+    assert records_of(place, "train")[-1]["step"] == 12

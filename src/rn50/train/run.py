@@ -144,7 +144,8 @@ def _prepare(run: Run, group: Group, asked: str, meter: Meter, say: Callable[[st
     )
     if compute.note:
         say(compute.note)
-    trackers.check(run.log)
+    if not asked:
+        trackers.check(run.log)
     dataset = open_data(run, group, say)
     # The others must not look for themselves: by then the first may have made its folder.
     place = Path(group.from_first(str(resumes.run_folder(run, asked)) if group.is_first else ""))
@@ -168,6 +169,7 @@ def _to_resume(
     """Return the checkpoint to go on from, after checking that it is of the same run."""
     saved = resumes.choose(job.place, asked, job.run.storage.mirror, job.group, say)
     if saved is None:
+        trackers.check(job.run.log)
         return None
     changes.refuse_other_data(saved, job.dataset, job.place)
     num_train = job.train_split.num_images

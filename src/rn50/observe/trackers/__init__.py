@@ -28,6 +28,8 @@ _GRACE_S = 10.0
 def check(log: Log) -> None:
     """Refuse settings that ask for a tracker whose library is not installed.
 
+    That is for a new run. One that is resumed goes on without, see ``begin``.
+
     Raises:
         UsageError: One is not; it names the extra to install.
     """
@@ -43,6 +45,9 @@ def begin(
 ) -> "Trackers | None":
     """Begin to feed the trackers that a run's settings ask for, if any.
 
+    One whose library is not installed, on the machine that a run was resumed on, is told of and
+    left out; what it misses stays in the record, from which a later resumption sends it.
+
     Args:
         place: The run's folder, with its settings and its record as far as it is kept.
         run: All settings.
@@ -50,7 +55,11 @@ def begin(
         earlier: What was recorded before, from before anything was cut off.
         tell: Records what there is to tell.
     """
-    if not sinks(run.log):
+
+    def warn(message: str) -> None:
+        tell({"kind": "warning", "step": first["step"], "message": message})
+
+    if not sinks(run.log, missing=lambda error: warn(f"{error}; the run goes on without")):
         return None
     resumed_at = first["step"] if first["kind"] == "resume" else None
     known = max((r["step"] for r in earlier if r.get("kind") == "train"), default=0)
@@ -64,8 +73,7 @@ def begin(
     try:
         return Trackers(place, run.log, resumed_at, tell)
     except OSError as error:
-        message = f"the trackers get nothing of this run: their process does not start ({error})"
-        tell({"kind": "warning", "step": first["step"], "message": message})
+        warn(f"the trackers get nothing of this run: their process does not start ({error})")
         return None
 
 

@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import filelock
 
 from rn50 import config
 from rn50.config import Log
+from rn50.errors import UsageError
 from rn50.observe.history import CONFIG
 from rn50.observe.trackers.feed import Feed
 from rn50.observe.trackers.identity import Identity
@@ -38,21 +40,33 @@ _ABANDONED_S = 30.0
 _PREDECESSOR_S = 60.0
 
 
-def sinks(log: Log) -> list[Sink]:
+def sinks(log: Log, missing: Callable[[UsageError], None] | None = None) -> list[Sink]:
     """Return the trackers that settings ask for, none of them begun.
 
+    Args:
+        log: The settings.
+        missing: Told of each whose library is not installed, which is then left out.
+
     Raises:
-        UsageError: The library of one is not installed.
+        UsageError: The library of one is not installed, and ``missing`` is None.
     """
-    found: list[Sink] = []
+    asked: list[Callable[[], Sink]] = []
     if log.tensorboard:
-        found.append(TensorBoard())
+        asked.append(TensorBoard)
     if log.wandb != "off":
-        found.append(WandB(log.wandb))
+        asked.append(partial(WandB, log.wandb))
     if log.trackio:
-        found.append(Trackio())
+        asked.append(Trackio)
     if log.mlflow:
-        found.append(MLflow(log.mlflow))
+        asked.append(partial(MLflow, log.mlflow))
+    found: list[Sink] = []
+    for make in asked:
+        try:
+            found.append(make())
+        except UsageError as error:
+            if missing is None:
+                raise
+            missing(error)
     return found
 
 
@@ -86,7 +100,8 @@ def main(place: Path, resumed_at: int | None) -> None:
         say=lambda message: tell("notice", message),
     )
     ending = threading.Event()
-    feeds = [Feed(sink, tracked, run.storage, ending, tell) for sink in sinks(run.log)]
+    there = sinks(run.log, missing=lambda _: None)  # which the training has told of
+    feeds = [Feed(sink, tracked, run.storage, ending, tell) for sink in there]
     for feed in feeds:
         feed.start()
     limits = {FINISH: math.inf, HURRY: HURRY_S}
