@@ -190,6 +190,8 @@ def _sides(run: Run) -> dict[str, Changes | str]:
         return {"progressive sizes": why, "multi-scale": why}
     middle = round((low + px) / 2 / stride) * stride
     ramp = {0: low, round(0.4 * epochs): middle, max(1, round(0.7 * epochs)): px}
+    if middle == px:  # there is no size between
+        ramp = {0: low, max(1, round(0.5 * epochs)): px}
     return {
         "progressive sizes": {"images.sizes": [[epoch, side] for epoch, side in ramp.items()]},
         "multi-scale": {"images.multi_scale": sorted({low, middle, px})},
