@@ -33,7 +33,8 @@ def write_weights(file: Path, dataset: PackedDataset, *, seed: int, network: str
 
 
 def write_config(folder: Path, classes: int) -> None:
-    run = replace(recipe("demo"), model=a_model(classes), images=IMAGES)
+    storage = config.Storage(data=str(folder / "no data"))
+    run = replace(recipe("demo"), model=a_model(classes), images=IMAGES, storage=storage)
     (folder / "config.json").write_text(json.dumps(config.to_dict(run)))
 
 

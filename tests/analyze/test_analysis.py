@@ -10,6 +10,7 @@ import torchvision
 from PIL import Image
 
 from analyze.run_folders import a_model, write_run
+from rn50.analyze import architecture
 from rn50.analyze.analysis import NoData, analyze, data_if_there, default_folder, sections, write
 from rn50.analyze.examination import Settings
 from rn50.analyze.section import Picture, Section
@@ -17,6 +18,7 @@ from rn50.cli import main
 from rn50.config import Hardware
 from rn50.data.shards import PackedDataset
 from rn50.data.sources.wnids import imagenet_wnids
+from rn50.durable import file_digest
 from rn50.errors import DataError, UsageError
 from rn50.evaluate import score
 from rn50.model.resnet import build
@@ -82,6 +84,10 @@ def test_scores_at_another_size_are_those_of_a_network_tested_at_it(page, run, p
         key: expected[key] for key in ("top1", "top5", "loss")
     }
     assert sizes[0]["loss"] != sizes[1]["loss"]
+    average = score(run, packed, HARDWARE, px=40)["average"]
+    assert {key: sizes[1]["others"]["average"][key] for key in ("top1", "top5", "loss")} == {
+        key: average[key] for key in ("top1", "top5", "loss")
+    }
 
 
 def test_the_page_shows_each_picture_and_the_facts_list_it(page):
@@ -110,6 +116,11 @@ def test_the_summary_tells_what_was_analysed(page, run, dataset):
     assert "trained by `demo`, after step 12" in text
     assert dataset.fingerprint in text
     assert "the central 32 px of images whose shorter side is resized to 40 px; one crop" in text
+    told = facts_of(page[0])["sections"]["Summary"]["weights"]
+    assert told["average"] == {
+        "step": 12,
+        "blake2b": file_digest(run / "average.safetensors"),
+    }
 
 
 def test_without_data_the_architecture_is_described_and_the_rest_said_missing(run, tmp_path):
@@ -118,6 +129,22 @@ def test_without_data_the_architecture_is_described_and_the_rest_said_missing(ru
     assert "which take data: its disk is empty" in found[0].markdown
     assert "its disk is empty" in found[0].facts["notes"][0]
     assert analyze(run, GONE, tmp_path, SETTINGS).exists()
+
+
+@pytest.mark.parametrize("weights", [("model",), ()])
+def test_an_analysis_with_scores_is_not_replaced_by_one_without(
+    dataset, packed, tmp_path, monkeypatch, weights
+):
+    monkeypatch.setattr(architecture, "section", lambda *_, **__: Section("Architecture", "text"))
+    run, out = write_run(tmp_path / "run", dataset, *weights), tmp_path / "out"
+    data = GONE if weights else packed
+    write([Section("Summary", "full", {"scores": {"model": {}}})], out, title="T")
+    before = (out / "analysis.md").read_text()
+    with pytest.raises(DataError, match="holds an analysis with scores, which is kept"):
+        analyze(run, data, out, SETTINGS)
+    assert (out / "analysis.md").read_text() == before
+    file = analyze(run, data, tmp_path / "other", SETTINGS)
+    assert analyze(run, data, file.parent, SETTINGS) == file  # that has none
 
 
 def test_a_run_without_weights_is_described_by_its_settings(dataset, packed, tmp_path):
@@ -273,7 +300,7 @@ def test_the_command_does_what_it_can_without_data(dataset, tmp_path, capsys):
     assert code == 0
     assert out == f"wrote {tmp_path / 'out' / 'analysis.md'}\n"
     assert "only the architecture was analysed" in err
-    assert "does not tell what data it was trained on" in err
+    assert f"data folder {run / 'no data'} does not exist" in err
 
 
 @pytest.mark.parametrize(

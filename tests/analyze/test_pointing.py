@@ -26,15 +26,18 @@ class Squares:
     """JPEGs of black with a square of the class's colour."""
 
     kind = "squares"
-    classes = tuple(ClassName(name, name) for name in sorted(NAMES))
     skipped = Skipped()
 
+    def __init__(self, names: tuple[str, ...] = NAMES) -> None:
+        self.names = names
+        self.classes = tuple(ClassName(name, name) for name in sorted(names))
+
     def count(self) -> int:
-        return 4 * 4
+        return 4 * len(self.names)
 
     def images(self):
         for split, per_class in (("train", 1), ("val", 3)):
-            for label, name in enumerate(NAMES):
+            for label, name in enumerate(self.names):
                 for i in range(per_class):
                     place = (10 * i + 8 * label, 50 - 20 * i)
                     pixels = squares(PX, [place], [label], 60)[0].permute(1, 2, 0).numpy()
@@ -110,6 +113,20 @@ def test_demo_data_has_objects_to_point_at_and_an_untrained_network_is_no_better
     assert "up to 15 px from it in an image of 224 px (4.3 px here)" in section.markdown
     assert section.pictures[-1].name == "pointing.png"
     check_pictures(section, [picture.name for picture in section.pictures])
+
+
+def test_without_a_grid_the_cause_that_holds_is_told(coloured, loader, tmp_path):
+    pack(Squares(NAMES[:2]), tmp_path)
+    every = [ClassName(name, name) for name in NAMES]
+    few = PackedDataset.open(tmp_path).with_classes(every)
+    section = pointing.section(weights(PX), few, loader=loader, layer="layer4")
+    assert section.facts["grids"]["grids"] == 0
+    assert "classes, each classified right; those looked at are of 2." in section.markdown
+    wrong = weights(PX)
+    with torch.no_grad():
+        wrong.net.fc.bias[1] = 1e6
+    section = pointing.section(wrong, coloured, loader=loader, layer="layer4")
+    assert "of the 12 looked at, 3 are classified right, of 1 classes" in section.markdown
 
 
 def test_limit_takes_images_from_all_of_the_split(demo, loader):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from rn50.analyze import resolutions
@@ -13,17 +15,21 @@ def images(**sides):
 
 
 @pytest.mark.parametrize(
-    ("sides", "expected"),
+    ("sides", "classes", "expected"),
     [
-        ({}, (224, 256, 288)),
-        ({"train_px": 176}, (176, 224, 256, 288)),
-        ({"sizes": ((0, 128), (5, 192))}, (192, 224, 256, 288)),
-        ({"train_px": 64, "test_px": 64, "test_resize_px": 72}, (64, 72, 80)),
-        ({"train_px": 32, "test_px": 32, "test_resize_px": 32}, (32, 40)),
+        ({}, 1000, (224, 256, 288)),
+        ({"train_px": 176}, 1000, (176, 224, 256, 288)),
+        ({"sizes": ((0, 128), (5, 192))}, 1000, (192, 224, 256, 288)),
+        ({"train_px": 192, "test_px": 256}, 1000, (192, 224, 256, 288, 320)),
+        ({"train_px": 192, "test_px": 256}, 100, (192, 256, 288, 320)),
+        ({"train_px": 288, "test_px": 288}, 1000, (224, 288, 320, 384)),
+        ({"train_px": 64, "test_px": 64, "test_resize_px": 72}, 1000, (64, 72, 80)),
+        ({"train_px": 32, "test_px": 32, "test_resize_px": 32}, 10, (32, 40)),
     ],
 )
-def test_sizes_are_those_of_training_and_of_somewhat_larger_tests(sides, expected):
-    assert default_sizes(images(**sides)) == expected
+def test_sizes_are_of_training_of_larger_tests_and_of_published_figures(sides, classes, expected):
+    sides = {"test_resize_px": sides.get("test_px", 224) + 32, **sides}
+    assert default_sizes(images(**sides), classes) == expected
 
 
 def test_the_crop_keeps_its_share_of_the_image():
@@ -61,6 +67,14 @@ def test_the_best_size_and_the_gain_of_the_flip_are_told_apart():
     assert sizes[224]["flip"]["top1"] == 0.76
     assert sizes[224]["top1_standard_error"] == pytest.approx((0.75 * 0.25 / 10_000) ** 0.5)
     assert [p.name for p in found.pictures] == ["sizes.png"]
+
+
+def test_other_networks_of_the_run_stand_beside_it_at_every_size():
+    average = Scores(images=10_000, top1=0.8, top5=0.95, loss=0.9)
+    rows = [replace(row(px, 0.7, 0.71), others={"average": average}) for px in (224, 288)]
+    found = resolutions.section(rows, images())
+    assert "| 288 | 80.00% ± 0.40% |" in found.markdown
+    assert [size["others"]["average"]["loss"] for size in found.facts["sizes"]] == [0.9, 0.9]
 
 
 def test_one_size_alone_is_compared_with_nothing():

@@ -60,8 +60,8 @@ def test_away_from_a_terminal_there_are_plain_lines():
     assert text.splitlines() == [
         "demo: 8 epochs of 40 steps, 2,500 training and 600 validation images of 10 classes; "
         "cpu, bf16, 1 process",
-        "epoch 0.50/8  loss 2.100  top-1 23.0%  104 img/s  waiting 2%  lr 0.05  step 20/320  "
-        "5:00 left",
+        "epoch 0.50/8  loss 2.100  top-1 23.0%  64 px  104 img/s  compute-bound, waiting 2%  "
+        "lr 0.05  step 20/320  5:00 left",
         "epoch 1/8  train loss 2.000  val loss 1.900  top-1 34.50% top-5 80.00%  lr 0.05  64 px  "
         "1:05 training + 0:10 evaluation  104 img/s",
         "finished at step 320 after 0:30",
@@ -80,7 +80,7 @@ def test_a_price_shows_what_the_run_has_cost_and_the_end_tells_time_and_money():
 
 def test_a_gpu_that_tells_of_itself_is_shown_in_plain_lines_too():
     timing = {"seconds": 20.0, "data_wait": 0.02, "gpu_utilisation": 0.974}
-    assert "  waiting 2%  GPU 97%  lr 0.05" in shown(START, window(20, timing=timing))
+    assert ", waiting 2%  GPU 97%  lr 0.05" in shown(START, window(20, timing=timing))
 
 
 def test_a_stall_is_told_like_a_warning():

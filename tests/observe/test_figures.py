@@ -148,6 +148,20 @@ def test_where_nothing_was_recorded_every_figure_says_so():
             assert [text.get_text() for text in axes.texts] == ["nothing was recorded yet"]
 
 
+def test_losses_none_of_which_was_finite_are_told_as_such():
+    records = [start(), window(20, loss=None), epoch(1, val=None, train_loss=None)]
+    (axes,) = loss(History.of(records)).axes
+    assert [text.get_text() for text in axes.texts] == ["no value was finite"]
+
+
+@pytest.mark.parametrize("recipe", [r"p$\frac{1$", "cost $5 and $6", "_", "金魚 🐟", "<b>&amp;"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_name_is_drawn_as_it_is_written(recipe, name):
+    figure = FIGURES[name](History.of(whole(2, recipe=recipe)))
+    assert png(figure)
+    assert figure._suptitle._preprocess_math(recipe) == (recipe, False)
+
+
 def test_a_few_huge_losses_do_not_flatten_the_others_and_are_told():
     windows = [window(step, loss=1e6 if step < 3 else 2.0) for step in range(1, 101)]
     (axes,) = loss(History.of([start(), *windows])).axes

@@ -5,6 +5,7 @@ from histories import epoch, folder_of, start, whole, window
 
 from rn50.errors import UsageError
 from rn50.observe.history import History, scores
+from rn50.observe.stalls import Stalls
 
 
 def last(history):
@@ -115,6 +116,20 @@ def test_an_epoch_is_slow_against_the_median_of_its_image_size(number, seconds, 
     larger = [epoch(n, seconds=96.0, px=128) for n in (6, 7)]
     slow = History.of([*epochs, *larger]).slow_epochs
     assert slow == ({number: pytest.approx(ratio)} if ratio else {})
+
+
+def test_what_is_slow_is_decided_once_and_told_once():
+    stalls = []
+    found = Stalls(stalls.append)
+    records = [start()]
+    for n, seconds in ((1, 24.0), (2, 24.0), (3, 24.0), (4, 35.0), (5, 60.0)):
+        windows = [window(40 * n - 20, seconds=seconds / 2), window(40 * n, seconds=seconds / 2)]
+        records += [*windows, epoch(n, seconds=seconds)]
+    for record in records:
+        found.write(record)
+    assert [(stall["of"], stall["step"]) for stall in stalls] == [("epoch", 200)]
+    assert set(History.of(records).slow_epochs) == {5}
+    assert History.of([*records, *stalls]).slow_epochs == {}
 
 
 def test_a_step_is_placed_by_the_plan_or_else_by_what_was_trained():

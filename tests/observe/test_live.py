@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from rn50.observe.live import LEAST_COLUMNS, Panel
+from rn50.observe.live import LEAST_COLUMNS, Panel, facts
 from rn50.observe.standing import Standing
 
 GIB = 2**30
@@ -15,6 +15,21 @@ GPU = {
     "gpu_power_w": 2891.4,
     "gpu_clock_mhz": 1410.0,
 }
+
+WHOLE = [
+    "epoch 12.41/90",
+    "loss 2.341",
+    "top-1 51.2%",
+    "176 px",
+    "2,841 img/s",
+    "GPU-bound, waiting 3%",
+    "GPU 97% 34.0 GiB 2,891 W",
+    "lr 0.4213",
+    "step 62,100/450,360",
+    "$89.60",
+    "39:28:34 left",
+]
+"""What one line tells of a run."""
 
 
 def standing(*, price=12.8, averages=True, gpu=GPU, data_wait=0.03, spent=76.8, **more):
@@ -94,11 +109,26 @@ def test_a_small_terminal_shows_one_line_that_keeps_the_epoch_and_the_time_left(
     assert drawn(standing(), 30) == ["epoch 12.41/90  39:28:34 left"]
     assert drawn(standing(), 15) == ["epoch 12.41/90"]
     assert drawn(standing(), 8) == ["epoch …"]
-    (line,) = drawn(standing(), 160, height=6)
-    assert line.endswith(
-        "epoch 12.41/90  loss 2.341  top-1 51.2%  2,841 img/s  waiting 3%  GPU 97%  lr 0.4213  "
-        "step 62,100/450,360  $89.60  39:28:34 left"
-    )
+    (line,) = drawn(standing(), 180, height=6)
+    assert line.endswith("  ".join(WHOLE))
+
+
+def test_a_line_tells_what_the_panel_does_and_stays_readable():
+    assert facts(standing()) == WHOLE
+    assert len("  ".join(WHOLE)) <= 165
+    stands = standing(top1=None, gpu={"gpu_clock_mhz": 1410.0}, price=0, spent=0.0, data_wait=0.5)
+    assert facts(stands)[2:7] == [
+        "top-1 -",
+        "176 px",
+        "2,841 img/s",
+        "data-bound, waiting 50%",
+        "lr 0.4213",
+    ]
+    more = {"kind": "train", "step": 62110, "epoch": 12.41, "loss": 2.0, "top1": 1.0, "px": 176}
+    stands = standing()
+    stands.take(more | {"lr": 0.4, "timing": {"seconds": 4.0}})
+    assert facts(stands)[2] == f"top-1 {stands.top1:.1%}", "smoothed, not that of a few images"
+    assert stands.top1 < 0.6
 
 
 def test_rows_that_have_nothing_to_tell_are_left_out():

@@ -25,7 +25,11 @@ def test_a_chart_is_sound_xml_with_a_name_for_those_who_do_not_see_it():
     assert made.title == "Accuracy"
     words = "".join(root.itertext())
     assert "top-1 accuracy" in words
-    assert "resumed" in words
+    assert "resumed" not in words, "the legend is text of the page"
+    (key,) = made.keys
+    assert [label for _, label in key.lines] == ["model", "resumed"]
+    for sample, _ in key.lines:
+        ElementTree.fromstring(str(sample))
 
 
 def test_a_chart_takes_the_colours_of_its_page():

@@ -100,33 +100,89 @@ def test_the_analysis_is_in_the_page_with_its_pictures(tmp_path):
     analysed(
         run_dir,
         "# Analysis of it\n\n## Classes\n\n| class | F1 |\n| --- | ---: |\n| a <b> | 0.5 |\n\n"
-        "![the matrix](matrix.png)\n\n![no](../config.json)\n\n## Grad-CAM\n\nMaps.\n",
+        "![the \\*matrix\\* of \\<b\\>](matrix.png)\n\n![no](../config.json)\n\n"
+        "## Grad-CAM\n\nMaps.\n",
     )
     page = run_page(run_dir)
     seen = Outline(page)
     assert "Classes class F1 a <b> 0.5" in seen.words
     assert "Grad-CAM Maps." in seen.words
     assert base64.b64encode(b"\x89PNG picture").decode() in page
+    assert 'alt="the *matrix* of &lt;b&gt;"' in page
     assert seen.sources.count("#analysis-1") == 1
     assert "analysis-1" in seen.ids
     assert sum(source.startswith("data:") for source in seen.sources) == 1
 
 
-def test_the_results_are_at_the_analysis_s_other_test_sizes_too(tmp_path):
-    run_dir = folder_of(tmp_path / "run", whole(), SETTINGS)
-    analysed(run_dir, "# Analysis\n")
-    size = {"px": 64, "top1": 0.5, "top1_standard_error": 0.01, "top5": 0.75, "loss": 1.25}
-    sections = {
-        "Summary": {"network": "model", "scores": {"model": {"images": 600}}},
-        "Test sizes": {"test_px": 64, "sizes": [size, {**size, "px": 80, "top1": 0.625}]},
+def write_sizes(run_dir, network="model", images=600, step=200, **summary):
+    """Write the facts of an analysis of a network and the run's other ones at 64 and at 80 px."""
+    score = {"top1": 0.625, "top1_standard_error": 0.01, "top5": 0.75, "loss": 1.25}
+    names = [network, *(name for name in ("model", "average") if name != network)]
+    others = {name: {**score, "top1": 0.75} for name in names[1:]}
+    told = {
+        "network": network,
+        "scores": {name: {"images": images} for name in names},
+        "weights": {name: {"step": 80 if name == "best" else step} for name in names},
+        **summary,
     }
+    sizes = [{"px": px, **score, "others": others} for px in (64, 80)]
+    sections = {"Summary": told, "Test sizes": {"test_px": 64, "sizes": sizes}}
     path = run_dir / "analysis" / "analysis.json"
     path.write_text(json.dumps({"sections": sections}))
-    words = Outline(run_page(run_dir)).words
-    assert "model 62.50% ± 1.00% 75.00% 80 1.2500 600" in words
-    assert words.count("± 1.00%") == 1  # at the run's own size its record tells
+    return path
+
+
+@pytest.fixture
+def analysed_run(tmp_path):
+    run_dir = folder_of(tmp_path / "run", whole(), SETTINGS)
+    analysed(run_dir, "# Analysis\n")
+    state = run_dir / "checkpoints" / "step-00000200" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"about": {"data": "packed", "fingerprint": "abc"}}))
+    return run_dir
+
+
+def test_the_results_are_at_the_analysis_s_other_test_sizes_too(analysed_run):
+    path = write_sizes(analysed_run, fingerprint="abc")
+    words = Outline(run_page(analysed_run)).words
+    assert "model 62.50% ± 1.00% 75.00% 80 1.2500 600 5" in words
+    assert "EMA of the model 75.00% ± 1.00% 75.00% 80 1.2500 600 5" in words
+    assert words.count("± 1.00%") == 2  # at the run's own size its record tells
     path.write_text('{"sections": {"Summary": 3}}')
-    assert "± 1.00%" not in Outline(run_page(run_dir)).words
+    assert "± 1.00%" not in Outline(run_page(analysed_run)).words
+
+
+def test_the_best_of_many_has_no_row(analysed_run):
+    write_sizes(analysed_run, "best")
+    words = Outline(run_page(analysed_run)).words
+    assert "62.50%" not in words
+    assert "model 75.00% ± 1.00% 75.00% 80" in words
+
+
+def test_of_an_analysis_without_the_other_networks_the_one_has_rows(analysed_run):
+    path = write_sizes(analysed_run, weights=None, step=200)
+    told = json.loads(path.read_text())
+    for size in told["sections"]["Test sizes"]["sizes"]:
+        del size["others"]
+    path.write_text(json.dumps(told))
+    words = Outline(run_page(analysed_run)).words
+    assert "62.50%" in words
+    assert words.count("± 1.00%") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"images": 500}, "they are of 500 images of other, and the run's of 600"),
+        ({"step": 160}, "they are of step 160, and the run's last evaluation of step 200"),
+        ({"fingerprint": "xyz"}, "they are of other, which is not what the run was trained on"),
+    ],
+)
+def test_what_is_not_of_the_run_s_last_evaluation_has_no_row(analysed_run, change, why):
+    write_sizes(analysed_run, data="other", **change)
+    words = Outline(run_page(analysed_run)).words
+    assert f"results at other test sizes are left out: {why}" in words
+    assert "± 1.00%" not in words
 
 
 def test_names_from_a_run_cannot_become_markup(tmp_path):

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rn50 import __version__, durable
-from rn50.analyze import architecture, examination, networks, summary
+from rn50.analyze import architecture, earlier, examination, networks, summary
+from rn50.analyze.earlier import SUMMARY
 from rn50.analyze.examination import Settings
 from rn50.analyze.networks import Subject
 from rn50.analyze.predictions import Report
-from rn50.analyze.section import Section
+from rn50.analyze.section import Section, escaped
 from rn50.data.shards import PackedDataset
-from rn50.errors import UsageError, UserError
+from rn50.errors import DataError, UsageError, UserError
 
-MARKDOWN, FACTS = "analysis.md", "analysis.json"
+MARKDOWN, FACTS = "analysis.md", earlier.FACTS
 
 Say = Callable[[str], None]
 
@@ -55,7 +56,8 @@ def analyze(
     """Analyse a network and write ``analysis.md``, ``analysis.json`` and their pictures.
 
     Each file is replaced atomically, the Markdown last; pictures of an earlier analysis that are
-    no more part of it are removed.
+    no more part of it are removed. An analysis with scores is not replaced by one of the
+    architecture alone.
 
     Args:
         path: The folder of a run, or a weights file.
@@ -69,11 +71,19 @@ def analyze(
         The Markdown file.
 
     Raises:
-        DataError: The network or the data cannot be read, or are of different classes.
+        DataError: The network or the data cannot be read, or are of different classes; or there is
+            no data, or no weights, for as much as ``out`` holds already.
         UsageError: A setting does not fit the network, or ``out`` cannot be written.
     """
     _make(out)  # before hours of work
     found = sections(path, data, settings, say=say, report=report)
+    is_less = not earlier.has_scores({SUMMARY: found[0].facts})
+    if is_less and earlier.has_scores(earlier.sections(out)):
+        why = data.why if isinstance(data, NoData) else f"{path} has no weights"
+        raise DataError(
+            f"{out} holds an analysis with scores, which is kept, for now only the architecture "
+            f"could be analysed ({why}); give --data FOLDER, or another folder to write to"
+        )
     return write(found, out, title=f"Analysis of {path.resolve().name}")
 
 
@@ -127,7 +137,7 @@ def write(found: Sequence[Section], out: Path, *, title: str) -> Path:
         "pictures": list(pictures),
     }
     page = "\n\n".join(
-        [f"# {title}", *(f"## {section.title}\n\n{section.markdown}" for section in found)]
+        [f"# {escaped(title)}", *(f"## {section.title}\n\n{section.markdown}" for section in found)]
     )
     _make(out)
     for name, png in pictures.items():

@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from rn50.analyze.confusion import close_up, matrix
 from rn50.analyze.drawing import BLUE, RED, canvas, picture, shortened
 from rn50.analyze.predictions import Predictions
-from rn50.analyze.section import Picture, Section, table
+from rn50.analyze.section import Picture, Section, escaped, table
 from rn50.observe.drawing import plain
 
 _ALL_LISTED = 20
@@ -189,7 +189,7 @@ def _class_table(
 ) -> str:
     rows = [
         (
-            names[i],
+            escaped(names[i]),
             f"{scores.support[i]:,}",
             _percent(scores.recall[i]),
             _percent(scores.precision[i]),
@@ -203,8 +203,8 @@ def _class_table(
 def _pair_table(pairs: list[Pair], scores: ClassScores, names: tuple[str, ...]) -> str:
     rows = [
         (
-            names[pair.true],
-            names[pair.predicted],
+            escaped(names[pair.true]),
+            escaped(names[pair.predicted]),
             f"{pair.count:,} of {scores.support[pair.true]:,}",
             _percent(pair.share),
             f"{pair.reverse:,}",

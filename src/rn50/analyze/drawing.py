@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rn50.analyze.section import Picture
-from rn50.observe.drawing import COLOURS
+from rn50.observe.drawing import COLOURS, as_written
 
 BLUE, RED, GREEN = COLOURS[:3]
 GREY = "#BBBBBB"
@@ -26,6 +26,7 @@ def canvas(width: float, height: float) -> Figure:
 
 def picture(figure: Figure, name: str, alt: str, *, cut: bool = False) -> Picture:
     """Return a figure as the PNG file ``name``; ``cut``: without the empty space around it."""
+    as_written(figure)
     data = io.BytesIO()
     box = "tight" if cut else None
     figure.savefig(data, format="png", bbox_inches=box, pad_inches=0.1)

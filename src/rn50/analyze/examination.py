@@ -132,15 +132,15 @@ def _tested(
     bench: _Bench, subject: Subject, sizes: list[Images], report: Report
 ) -> tuple[Predictions, list[AtSize], dict[str, Scores]]:
     """Return the answers at the network's own size, the scores by size and those by network."""
-    own, others = subject.weights, {n: one.net for n, one in subject.others.items()}
+    own = subject.weights
+    nets = {subject.name: own.net, **{n: one.net for n, one in subject.others.items()}}
     total = bench.split.num_images * len(sizes)
     seen, scores = None, {}
     rows: list[AtSize] = []
     for images in sizes:
-        is_own = images == own.images
         before = len(rows) * bench.split.num_images
         answers = predict(
-            {subject.name: own.net, **(others if is_own else {})},
+            nets,
             bench.split,
             images,
             bench.loader,
@@ -149,12 +149,13 @@ def _tested(
             report=_after(before, total, report),
         )
         flipped = answers.pop(FLIPPED).scores
+        found = {name: one.scores for name, one in answers.items()}
+        others = {name: found[name] for name in subject.others}
         rows.append(
-            AtSize(images.test_px, images.test_resize_px, answers[subject.name].scores, flipped)
+            AtSize(images.test_px, images.test_resize_px, found[subject.name], flipped, others)
         )
-        if is_own:
-            seen = answers[subject.name]
-            scores = {name: one.scores for name, one in answers.items()}
+        if images == own.images:
+            seen, scores = answers[subject.name], found
     assert seen is not None
     return seen, rows, scores
 
@@ -203,5 +204,6 @@ def _check(settings: Settings, own: Weights) -> list[Images]:
         )
     if settings.layer:
         jump_at(own.net, settings.layer)  # refuses a layer that is none
-    sides = {own.images.test_px, *(settings.px or resolutions.default_sizes(own.images))}
+    usual = resolutions.default_sizes(own.images, own.model.num_classes)
+    sides = {own.images.test_px, *(settings.px or usual)}
     return [at_size(own.images, px) for px in sorted(sides)]

@@ -12,7 +12,7 @@ from rn50.analyze.drawing import shortened, whole_percent
 from rn50.analyze.gradcam import default_layer, enlarged, grad_cam, jump_at, scaled
 from rn50.analyze.names import shown_names
 from rn50.analyze.overlays import Tile, tiles
-from rn50.analyze.section import Section
+from rn50.analyze.section import Section, escaped
 from rn50.augment.device import Normalise
 from rn50.model.weights import Weights
 
@@ -183,7 +183,7 @@ def _whose(target: int | None, kind: str, names: tuple[str, ...]) -> str:
 
 def _caption(target: int | None, kind: str, names: tuple[str, ...]) -> str:
     if target is not None:
-        return f"Each image, and the map of the class *{names[target]}* over it."
+        return f"Each image, and the map of the class *{escaped(names[target])}* over it."
     if kind == "right":
         return "Each image, and the map of the predicted class over it."
     return (

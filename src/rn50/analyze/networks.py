@@ -1,11 +1,11 @@
 """Which network is analysed: one of a run's, a weights file of ours, or one of torchvision's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from rn50 import config
+from rn50 import config, durable
 from rn50.analyze.layers import on_meta
 from rn50.config import Arch, Images, Model, Run
 from rn50.data.sources.base import ClassName
@@ -36,6 +36,8 @@ class Subject:
     """The run's settings, where they are there."""
     is_trained: bool
     """False where the run has no weights yet: then only its architecture is known."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of the weights files, by network, as ``durable.file_digest`` makes them."""
     notes: tuple[str, ...] = ()
     """What a reader must know of the network."""
 
@@ -75,11 +77,13 @@ def find(path: Path, network: Choice, classes: Sequence[ClassName] = ()) -> Subj
             f"network is {network}, but {path} has no {network}.safetensors; it has "
             f"{', '.join(files)}: choose one of these"
         )
+    # Before they are read: of a file that is replaced meanwhile, the older is told.
+    digests = {name: durable.file_digest(file) for name, file in files.items()}
     loaded = {name: weights.load(file) for name, file in files.items()}
     # The best one is a copy of another's at some epoch: to compare, the last ones are enough.
     others = {name: loaded[name] for name in files if name not in (chosen, "best")}
     _check_finite(path / f"{chosen}.safetensors", loaded[chosen])
-    return Subject(chosen, loaded[chosen], others, run, is_trained=True)
+    return Subject(chosen, loaded[chosen], others, run, is_trained=True, digests=digests)
 
 
 def _settings(folder: Path) -> tuple[Run | None, str]:
@@ -130,7 +134,12 @@ def _of_file(file: Path, classes: Sequence[ClassName]) -> Subject:
         f"px of {images.test_resize_px}, and ImageNet's mean and deviation."
     )
     return Subject(
-        file.stem, Weights(net.eval(), model, images, ids, names, {}), {}, None, True, (note,)
+        file.stem,
+        Weights(net.eval(), model, images, ids, names, {}),
+        {},
+        None,
+        is_trained=True,
+        notes=(note,),
     )
 
 

@@ -29,7 +29,6 @@ _GRIDS = 100
 _GRIDS_SHOWN = 4
 _OBJECTS_SHOWN = 12
 _TRAINED = "this network"
-_NOTHING = "Too few images are classified right to play with."
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def section(
     played = [part for part in parts if part is not None]
     return Section(
         "Does it look at the object?",
-        "\n\n".join(part.markdown for part in played) or _NOTHING,
+        "\n\n".join(part.markdown for part in played),
         {part.title: part.facts for part in played},
         tuple(picture for part in played for picture in part.pictures),
     )
@@ -128,12 +127,13 @@ def read(
     return ids, images, labels
 
 
-def _grids(on: _Board, layer: str) -> Section | None:
-    """Play the game on grids; None where too few images are classified right."""
+def _grids(on: _Board, layer: str) -> Section:
+    """Play the game on grids, or say why there are none."""
     logits, _ = on.maps(on.weights.net, on.images, on.labels[:, None], "layer4")
     grids = games.choose_grids(logits, on.labels, _GRIDS).to(on.labels.device)
     if not len(grids):
-        return None
+        why = _no_grids(on.labels, on.labels[logits.argmax(dim=1) == on.labels])
+        return Section("grids", f"### Grids of four\n\n{why}", {"layer": layer, "grids": 0})
     images, targets = games.mosaic(on.images, grids), on.labels[grids]
     side = images.shape[-1]
     rows, facts, jump = [], {}, jump_at(on.weights.net, layer)
@@ -165,6 +165,17 @@ def _grids(on: _Board, layer: str) -> Section | None:
         "\n\n".join(["### Grids of four", words, table(header, rows), drawn.markdown]),
         {"layer": layer, "grids": len(grids), "px": side, "scores": facts},
         (drawn,),
+    )
+
+
+def _no_grids(labels: Int64[Tensor, " images"], right: Int64[Tensor, " right"]) -> str:
+    """Return why no grid can be put together: of the images' labels, and of those told right."""
+    takes = f"A grid takes images of {games.QUADRANTS} classes, each classified right"
+    if (there := len(set(labels.tolist()))) < games.QUADRANTS:
+        return f"{takes}; those looked at are of {there}."
+    return (
+        f"{takes}; of the {len(labels):,} looked at, {len(right):,} are classified right, of "
+        f"{len(set(right.tolist()))} classes."
     )
 
 

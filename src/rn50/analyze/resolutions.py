@@ -1,17 +1,20 @@
 """The same network at several test sizes, and with flip test-time augmentation."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from matplotlib.ticker import PercentFormatter
 
 from rn50.analyze.drawing import BLUE, RED, canvas, picture
 from rn50.analyze.predictions import Scores
-from rn50.analyze.section import Picture, Section, table
+from rn50.analyze.section import Picture, Section, escaped, table
 from rn50.config import Images
 from rn50.observe.drawing import plain
 
-_FACTORS = (1.0, 1.14, 1.28)
+_FACTORS = (1.14, 1.28)
+_PUBLISHED = (224, 288)
+"""Test sizes of the published figures of ImageNet-1k."""
+_IMAGENET_CLASSES = 1000
 _LARGE_PX = 160
 """Test sizes from here on are tried in multiples of 32, by which the network divides an image's
 side, smaller ones in multiples of 8."""
@@ -27,18 +30,23 @@ class AtSize:
     """From one central crop."""
     flipped: Scores
     """From the same crop and its mirror image."""
+    others: Mapping[str, Scores] = field(default_factory=dict)
+    """Of the run's other networks by name, from one central crop."""
 
 
-def default_sizes(images: Images) -> tuple[int, ...]:
+def default_sizes(images: Images, num_classes: int) -> tuple[int, ...]:
     """Return the sides to try: of the last training crops, and 1, 1.14 and 1.28 times the test's.
 
     1.14 is 256 for 224, the ratio of the field's test resize to its crop, and 1.28 is 288 for 224,
-    the size at which timm and torchvision report networks that were trained at 224 or less.
+    the size at which timm and torchvision report networks that were trained at 224 or less. A
+    network of 1000 classes that is tested at such sides is tried at 224 and 288 in any case.
     """
     step = 32 if images.test_px >= _LARGE_PX else 8
     trained = images.sizes[-1][1] if images.sizes else images.train_px
-    larger = {round(factor * images.test_px / step) * step for factor in _FACTORS[1:]}
-    return tuple(sorted({trained, images.test_px, *larger}))
+    larger = {round(factor * images.test_px / step) * step for factor in _FACTORS}
+    is_imagenet = num_classes == _IMAGENET_CLASSES and images.test_px >= _LARGE_PX
+    published = _PUBLISHED if is_imagenet else ()
+    return tuple(sorted({trained, images.test_px, *larger, *published}))
 
 
 def section(rows: Sequence[AtSize], images: Images) -> Section:
@@ -66,6 +74,7 @@ def section(rows: Sequence[AtSize], images: Images) -> Section:
         "Every figure but the last column's is of one central crop. ± is the standard error of so "
         "many images; between two rows, which share their images, less is enough to tell.",
         table(header, cells),
+        *_other_networks(rows),
         *([shown.markdown] if shown else []),
         *_in_words(rows, trained, images.test_px),
     ]
@@ -78,11 +87,30 @@ def section(rows: Sequence[AtSize], images: Images) -> Section:
                 "resize_px": row.resize_px,
                 **_facts(row.plain),
                 "flip": _facts(row.flipped),
+                "others": {name: _facts(scores) for name, scores in row.others.items()},
             }
             for row in rows
         ],
     }
     return Section("Test sizes", "\n\n".join(parts), facts, (shown,) if shown else ())
+
+
+def _other_networks(rows: Sequence[AtSize]) -> list[str]:
+    """Return a table of the top-1 of the run's other networks; nothing where there are none."""
+    names = list(rows[0].others)
+    if not names:
+        return []
+    cells = [
+        (
+            str(row.px),
+            *(f"{row.others[n].top1:.2%} ± {row.others[n].top1_error:.2%}" for n in names),
+        )
+        for row in rows
+    ]
+    return [
+        "Top-1 of the run's other networks on the same images:",
+        table(("test px", *map(escaped, names)), cells),
+    ]
 
 
 def _facts(scores: Scores) -> dict[str, float]:

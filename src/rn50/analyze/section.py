@@ -1,8 +1,11 @@
 """What an analysis is made of: sections of words, facts and pictures."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+_LIVE = re.compile(r"[\\`*_\[\]<>&~$]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Picture:
     @property
     def markdown(self) -> str:
         """Return what shows it in Markdown."""
-        return f"![{self.alt}]({self.name})"
+        return f"![{escaped(self.alt)}]({self.name})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,17 @@ class Section:
     pictures: tuple[Picture, ...] = ()
 
 
+def escaped(text: str) -> str:
+    """Return what shows ``text`` as it is, in one line of Markdown or in a cell of ``table``."""
+    return _LIVE.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
     """Return a table in GitHub's Markdown.
 
     Args:
         header: The columns' names.
-        rows: As many cells each.
+        rows: As many cells each, of Markdown.
         words: So many columns at the left are text; the others are numbers, set to the right.
     """
     marks = [":--" if i < words else "--:" for i in range(len(header))]

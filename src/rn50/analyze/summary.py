@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rn50.analyze.earlier import SUMMARY
 from rn50.analyze.networks import Subject
 from rn50.analyze.predictions import Scores
-from rn50.analyze.section import Section, table
+from rn50.analyze.section import Section, escaped, table
 from rn50.data.shards import PackedDataset
 from rn50.hardware import Compute, describe
 from rn50.model.weights import parameters
@@ -40,9 +41,13 @@ def section(subject: Subject, place: str, test: Test | None, missing: Sequence[s
         "arch": subject.weights.model.arch,
         "parameters": parameters(subject.weights.net),
         "classes": subject.weights.model.num_classes,
+        "weights": {
+            name: {"step": one.about.get("step"), "blake2b": subject.digests.get(name)}
+            for name, one in {subject.name: subject.weights, **subject.others}.items()
+        },
     }
     lines = [
-        f"- Analysed: {place}, {_network(subject)}",
+        f"- Analysed: {escaped(place)}, {_network(subject)}",
         f"- Network: {_described(facts)}",
     ]
     parts = []
@@ -50,7 +55,7 @@ def section(subject: Subject, place: str, test: Test | None, missing: Sequence[s
         images = subject.weights.images
         device = describe(test.compute.device)
         lines += [
-            f"- Data: the validation images of {test.dataset.folder} "
+            f"- Data: the validation images of {escaped(str(test.dataset.folder))} "
             f"(fingerprint {test.dataset.fingerprint})",
             f"- Test: the central {images.test_px} px of images whose shorter side is resized to "
             f"{images.test_resize_px} px; one crop; {test.compute.precision} on {device}",
@@ -71,8 +76,8 @@ def section(subject: Subject, place: str, test: Test | None, missing: Sequence[s
     notes = [*subject.notes, *missing]
     facts["notes"] = notes
     if notes:
-        parts += ["### To be noted", "\n".join(f"- {note}" for note in notes)]
-    return Section("Summary", "\n\n".join(("\n".join(lines), *parts)), facts)
+        parts += ["### To be noted", "\n".join(f"- {escaped(note)}" for note in notes)]
+    return Section(SUMMARY, "\n\n".join(("\n".join(lines), *parts)), facts)
 
 
 def _network(subject: Subject) -> str:
@@ -98,7 +103,7 @@ def _described(facts: dict[str, Any]) -> str:
 def _score_table(scores: Mapping[str, Scores], chosen: str) -> str:
     rows = [
         (
-            f"**{name}**" if name == chosen and len(scores) > 1 else name,
+            f"**{escaped(name)}**" if name == chosen and len(scores) > 1 else escaped(name),
             f"{one.top1:.2%} ± {one.top1_error:.2%}",
             f"{one.top5:.2%}",
             f"{one.loss:.4f}",

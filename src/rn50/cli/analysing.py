@@ -29,11 +29,12 @@ def analyze(  # noqa: PLR0913 (each is an option)
     Args:
         weights: The folder of a run, or a weights file (torchvision's and timm's ResNets, too).
         data: Folder made by prepare, or the URL of a copy of one; by default what the run was
-            trained on. Without any, only the architecture is described.
+            trained on. Without any, only the architecture is described, which does not replace an
+            analysis with scores.
         out: Folder to write to; by default `analysis` in the run's folder.
         network: Which of a run's: model, average, swa or best; auto: the first of them there is.
-        px: Test sizes to compare besides the network's own; by default the training crop's, and
-            1.14 and 1.28 times its own.
+        px: Test sizes to compare besides the network's own; by default the training crop's, 1.14
+            and 1.28 times its own, and 224 and 288 of a network of 1000 classes.
         layer: Whose Grad-CAM maps are shown, such as layer4; by default the last stage that is not
             too coarse.
         class_id: Show where the network looks for this class, on images of it or taken for it;

@@ -23,7 +23,8 @@ def report(
     Args:
         runs: Folders of runs, finished, running or crashed.
         out: The file; by default `report.html` in the run's folder, `comparison.html` for several.
-        data: Folder made by prepare, where it is not what the run was trained on.
+        data: Folder made by prepare to analyse with, even where there is an analysis; by default
+            what the run was trained on.
         price_per_hour: Dollars an hour for the runs whose record tells no price.
         no_analysis: Leave out what would have to be computed from weights and images first.
     """

@@ -21,13 +21,18 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rn50"
 
 
+def demo_folder() -> Path:
+    """Return where the packed demo data lies once it is made."""
+    return folder() / "demo-1"
+
+
 def demo_data(say: Callable[[str], None]) -> Path:
     """Return the folder with the packed demo data, making it first where it is absent.
 
     Raises:
         UsageError: It cannot be made in the cache folder.
     """
-    place = folder() / "demo-1"
+    place = demo_folder()
     if not (place / MANIFEST).is_file():
         say(f"making the demo data in {place} …")
         try:

@@ -37,8 +37,6 @@ _UNPLACED: dict[By, str] = {
     "dollar": "its price is unknown (give --price-per-hour)",
 }
 _MAX_LABEL = 64
-_MAX_LABEL_OF_TWO = 28
-"""Characters of a label where two stand side by side in a legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +127,8 @@ def comparison(
     if by in ("epoch", "fraction"):
         theirs = (published.belonging_to(entry.history) for entry, _ in drawn)
         curve = reference or next(filter(None, theirs), None)
-    longest = max(len(entry.label) for entry, _ in drawn)
-    columns = 1 if curve or longest > _MAX_LABEL_OF_TWO else 2
-    rows = 1 + math.ceil((len(drawn) + bool(curve)) / columns)
     title = f"validation of {len(drawn)} run{'s' * (len(drawn) > 1)} by {_BY[by]}"
-    figure, (top1, loss) = drawing.new_figure(title, 4.2, 2.8, legend_rows=rows)
+    figure, (top1, loss) = drawing.new_figure(title, 4.2, 2.8)
 
     points = _lines(top1, drawn, "top1", by)
     last = max(x for x, _ in points)
@@ -149,7 +144,7 @@ def comparison(
     loss.set_xlim(0, 1.02 * (last or 1))
     if by == "fraction":
         loss.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
-    drawing.legend_below(figure, top1, columns=columns, title="run: network and its last top-1")
+    drawing.legend_below(figure, top1, title="run: network and its last top-1")
     return figure
 
 

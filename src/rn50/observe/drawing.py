@@ -5,15 +5,22 @@ yellow and grey, which are faint on white. What has a colour of its own also has
 marker of its own, for readers of grey copies.
 """
 
+import functools
 import io
 import math
 import statistics
+import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#AA3377", "#66CCEE")
@@ -25,22 +32,33 @@ Points = Sequence[tuple[float, float]]
 
 _DPI = 150
 _WIDTH_IN = 8.0
+_TITLE_CHARACTERS = 72
 _MAX_POINTS = 2000
 _MAX_MARKERS = 15
+_BELOW_IN = 0.1
+"""Between the axes and a legend below them."""
+_FALLBACK_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR"),
+    *("IPAexGothic", "IPAGothic", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "NanumGothic"),
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Droid Sans Fallback"),
+    *("Noto Sans Symbols2", "Noto Emoji", "Segoe UI Emoji", "Symbola", "Unifont"),
+)
+"""Where letters come from that the usual font lacks: of Linux, macOS and Windows, if installed."""
 
 
-def new_figure(title: str, *heights: float, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, *heights: float) -> tuple[Figure, list[Axes]]:
     """Return a figure 1200 pixels wide with a panel for each height (in inches), one above another.
 
     Made without pyplot, whose global state is neither safe in a thread nor ever freed. All panels
-    share the x axis. Below them is room for so many rows of a legend.
+    share the x axis.
     """
-    height = sum(heights) + 0.5 + 0.23 * legend_rows
-    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 0.5), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
     axes: list[Axes] = list(panels[:, 0])
-    figure.suptitle(title, fontsize=12, wrap=True)
+    # Matplotlib's own wrapping takes a dollar sign for the beginning of a formula.
+    figure.suptitle(textwrap.fill(title, _TITLE_CHARACTERS), fontsize=12)
     return figure, [plain(one) for one in axes]
 
 
@@ -159,13 +177,70 @@ def legend(axes: Axes) -> None:
         )
 
 
-def legend_below(figure: Figure, axes: Axes, *, columns: int, title: str) -> None:
-    """Explain the lines of a panel below the whole figure, in columns."""
+def legend_below(figure: Figure, axes: Axes, *, title: str) -> None:
+    """Explain the lines of a panel below the whole figure, which is made higher by that.
+
+    In two columns where these fit into the figure's width, else in one; where even that is too
+    wide, in smaller letters.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        look: dict[str, Any] = {"ncols": columns, "frameon": False, "handlelength": 3.5}
-        look |= {"title": title, "title_fontsize": 9, "fontsize": 9}
-        figure.legend(handles, labels, loc="outside lower center", **look)
+    if not handles:
+        return
+    look: dict[str, Any] = {"frameon": False, "handlelength": 3.5, "loc": "outside lower center"}
+    look |= {"title": title, "title_fontsize": 9}
+    for columns, size in ((2, 9.0), (1, 9.0), (1, 7.5), (1, 6.0)):
+        found = figure.legend(handles, labels, ncols=columns, fontsize=size, **look)
+        as_written(found)
+        if found.get_window_extent().width <= figure.bbox.width or size == 6.0:
+            break
+        found.remove()
+    figure.set_figheight(figure.get_figheight() + _height_below(found))
+
+
+def take_legends(figure: Figure) -> list[Legend]:
+    """Remove all legends and return them; what ``legend_below`` had made room for goes with it."""
+    as_written(figure)
+    for below in figure.legends:
+        figure.set_figheight(figure.get_figheight() - _height_below(below))
+    inside = (axes.get_legend() for axes in figure.axes)
+    found = [*figure.legends, *(legend for legend in inside if legend is not None)]
+    for legend in found:
+        legend.remove()
+    return found
+
+
+def _height_below(legend: Legend) -> float:
+    figure = legend.get_figure(root=True)
+    return _BELOW_IN + (legend.get_window_extent().height / figure.dpi if figure else 0.0)
+
+
+def as_written(artist: Artist) -> None:
+    """Have the words in a figure, or in a part of it, drawn as they are written.
+
+    They are names that people gave: a dollar sign in them begins no formula, and letters that the
+    usual font lacks come from others that are installed. Powers on logarithmic axes remain
+    formulas. Must be called before anything is measured or drawn.
+    """
+    message = r"Glyph \d+ .*missing from"  # An empty box says as much.
+    warnings.filterwarnings("ignore", message, UserWarning)
+    powers = {
+        label
+        for axes in artist.findobj(Axes)
+        for axis in (axes.xaxis, axes.yaxis)
+        if axis.get_scale() == "log"
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in artist.findobj(Text):
+        if text not in powers:
+            text.set_parse_math(False)
+        if text.get_fontfamily() == ["sans-serif"]:
+            text.set_fontfamily(_families())
+
+
+@functools.cache
+def _families() -> list[str]:
+    installed = set(font_manager.get_font_names())
+    return ["sans-serif", *(name for name in _FALLBACK_FONTS if name in installed)]
 
 
 def columns(points: Points) -> tuple[list[float], list[float]]:
@@ -184,6 +259,7 @@ def thinned(points: Points) -> Points:
 
 def png(figure: Figure) -> bytes:
     """Return a figure as a PNG file, 1200 pixels wide."""
+    as_written(figure)
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()

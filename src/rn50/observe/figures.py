@@ -16,6 +16,7 @@ from rn50.observe.standing import DATA_BOUND
 
 __all__ = ["FIGURES", "accuracy", "loss", "png", "schedule", "throughput"]
 
+_NOTHING = "nothing was recorded yet"
 _MAX_SIDES = 6
 """Image sizes that are each told on the axis; of more, round numbers are."""
 
@@ -42,7 +43,10 @@ def loss(history: History) -> Figure:
     drawing.line(axes, epochs, _TRAIN, f"training{_last(epochs, '.3f')}")
     shown = [*windows, *epochs, *_networks(axes, history, "loss", ".3f")]
     drawing.fit(axes, [value for _, value in shown])
-    return _finished(history, figure, [axes], bool(shown))
+    records = [*history.windows, *history.epochs]
+    broken = any(name in record for name in ("loss", "train_loss") for record in records)
+    missing = "no value was finite" if broken else _NOTHING
+    return _finished(history, figure, [axes], "" if shown else missing)
 
 
 def accuracy(history: History, reference: Curve | None = None) -> Figure:
@@ -66,10 +70,12 @@ def accuracy(history: History, reference: Curve | None = None) -> Figure:
     for axes, score, points in ((top1, "top1", shown), (top5, "top5", five)):
         if curve and points:
             near = curve.of(score, history.epochs[-1]["epoch"] if history.epochs else 0)
-            drawing.band(axes, near, curve.half_width, curve.label if axes is top1 else "_")
+            # In two lines, so that the legend leaves the curves uncovered.
+            label = curve.label.replace(" (", "\n(") if axes is top1 else "_"
+            drawing.band(axes, near, curve.half_width, label)
             points = [*points, *((epoch, y + curve.half_width) for epoch, y in near)]
         drawing.percent_axis(axes, f"{score[:3]}-{score[3:]} accuracy", _highest(points))
-    return _finished(history, figure, [top1, top5], bool(shown))
+    return _finished(history, figure, [top1, top5], "" if shown else _NOTHING)
 
 
 def schedule(history: History) -> Figure:
@@ -94,7 +100,7 @@ def schedule(history: History) -> Figure:
     size.margins(y=0.25)
     if 0 < len(told) <= _MAX_SIDES:
         size.set_yticks(sorted(told))
-    return _finished(history, figure, [rate, size], bool(rates))
+    return _finished(history, figure, [rate, size], "" if rates else _NOTHING)
 
 
 def throughput(history: History) -> Figure:
@@ -130,7 +136,7 @@ def throughput(history: History) -> Figure:
     if top > DATA_BOUND:
         label = f"data-bound above {DATA_BOUND:.0%}"
         share.axhline(DATA_BOUND, color="0.4", linewidth=0.9, linestyle=(0, (6, 3)), label=label)
-    return _finished(history, figure, [speed, share], bool(rates or epochs))
+    return _finished(history, figure, [speed, share], "" if rates or epochs else _NOTHING)
 
 
 FIGURES: dict[str, Callable[[History], Figure]] = {
@@ -163,11 +169,11 @@ def _shares(history: History, axes: Axes) -> float:
     return _highest([*wait, *saving, *busy])
 
 
-def _finished(history: History, figure: Figure, panels: Sequence[Axes], any_drawn: bool) -> Figure:
-    """Mark restarts, explain the lines and label the shared axis of epochs."""
+def _finished(history: History, figure: Figure, panels: Sequence[Axes], missing: str) -> Figure:
+    """Mark restarts, explain the lines or why there are none, and label the axis of epochs."""
     for axes in panels:
-        if not any_drawn:
-            drawing.empty(axes, "nothing was recorded yet")
+        if missing:
+            drawing.empty(axes, missing)
         for records, label, marker in (
             (history.resumes, "resumed", "v"),
             (history.rollbacks, "rolled back", "<"),

@@ -15,12 +15,10 @@ from typing import Any
 from rn50.errors import UsageError
 from rn50.observe.cost import Cost
 from rn50.observe.record import FILE_NAME, NETWORKS, TIMING, Record
+from rn50.observe.stalls import is_slow_epoch
 
 CONFIG = "config.json"
 """The run's settings, beside its record."""
-
-SLOW = 1.2
-"""How many times the median of its image size an epoch lasts before it is called slow."""
 
 # NaN is no JSON; a number that is none counts as not measured.
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
@@ -192,21 +190,26 @@ class History:
 
     @cached_property
     def slow_epochs(self) -> dict[int, float]:
-        """How many times the usual an epoch took, for those that took more than ``SLOW`` times.
+        """How many times the usual an epoch took, for slow ones that no stall on record tells of.
 
         The usual is the median of the epochs of the same image size: larger images take longer
-        and are none the worse for it.
+        and are none the worse for it. What is slow is decided as for stalls.
         """
+        told = {record["step"] for record in self.stalls if record.get("of") == "epoch"}
         lengths: dict[int | None, list[float]] = {}
         for record in self.epochs:
             lengths.setdefault(record.get("px"), []).append(timing(record, "seconds") or 0.0)
         usual = {px: statistics.median(values) for px, values in lengths.items()}
-        ratios = {
-            record["epoch"]: (timing(record, "seconds") or 0.0) / usual[record.get("px")]
+        times = {
+            record["epoch"]: (timing(record, "seconds") or 0.0, usual[record.get("px")])
             for record in self.epochs
-            if usual[record.get("px")]
+            if record["step"] not in told
         }
-        return {number: ratio for number, ratio in ratios.items() if ratio > SLOW}
+        return {
+            number: seconds / usual_s
+            for number, (seconds, usual_s) in times.items()
+            if usual_s and is_slow_epoch(seconds, usual_s)
+        }
 
     @property
     def hours(self) -> float:

@@ -1,6 +1,7 @@
 """A run as seen on a terminal: a few rows that are drawn again, or one line where it is small."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress_bar import ProgressBar
@@ -58,12 +59,13 @@ def facts(standing: Standing) -> list[str]:
     told = [
         f"epoch {standing.epoch:.2f}/{standing.epochs}",
         f"loss {shown(standing.window['loss'], '.3f')}",
-        f"top-1 {shown(standing.window.get('top1'), '.1%')}",
+        f"top-1 {shown(standing.top1, '.1%')}",
+        f"{standing.window.get('px', '-')} px",
         f"{shown(timing.get('images_per_second'), ',.0f')} img/s",
-        f"waiting {shown(timing.get('data_wait'), '.0%')}",
+        f"{standing.verdict}, waiting {standing.waiting:.0%}".removeprefix(", "),
     ]
-    if (busy := standing.gpu.get("gpu_utilisation")) is not None:
-        told.append(f"GPU {busy:.0%}")
+    if gpu := " ".join(_gpu_in_short(standing.gpu)):
+        told.append(f"GPU {gpu}")
     told.append(f"lr {shown(standing.window.get('lr'), '.4g')}")
     told.append(f"step {standing.step:,}/{standing.total_steps:,}")
     if standing.cost.dollars:
@@ -156,6 +158,15 @@ def _gpu(standing: Standing) -> Iterator[str]:
         yield f"{watts:,.0f} W"
     if (mhz := gpu.get("gpu_clock_mhz")) is not None:
         yield f"{mhz:,.0f} MHz"
+
+
+def _gpu_in_short(gpu: dict[str, Any]) -> Iterator[str]:
+    if (busy := gpu.get("gpu_utilisation")) is not None:
+        yield f"{busy:.0%}"
+    if (memory := gpu.get("gpu_memory")) is not None:
+        yield f"{memory / _GIB:.1f} GiB"
+    if (watts := gpu.get("gpu_power_w")) is not None:
+        yield f"{watts:,.0f} W"
 
 
 def _percent(share: float | None) -> str:

@@ -178,7 +178,7 @@ class Stalls:
                 if (values := [parts[part] for parts, _ in known if part in parts])
             }
             seconds, usual_s = sum(now[part] for part in usual), sum(usual.values())
-            if seconds >= max(EPOCH_FACTOR * usual_s, usual_s + EPOCH_LEAST_S):
+            if is_slow_epoch(seconds, usual_s):
                 part = max(usual, key=lambda part: now[part] - usual[part])
                 others = [other for _, other in known]
                 cause = _PARTS[part] or _cause(span, others)
@@ -214,6 +214,11 @@ class Stalls:
                 TIMING: {**timing, "count": self._count[kind]},
             }
         )
+
+
+def is_slow_epoch(seconds: float, usual_s: float) -> bool:
+    """Return whether an epoch lasted so much longer than the usual that it is to be told."""
+    return seconds >= max(EPOCH_FACTOR * usual_s, usual_s + EPOCH_LEAST_S)
 
 
 def _cause(span: _Span, others: list[_Span]) -> str:

@@ -2,10 +2,12 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rn50 import config
 from rn50.config import Run
+from rn50.observe.history import CONFIG
 from rn50.recipes import RECIPES, recipe
 
 _SHORT = {
@@ -22,14 +24,14 @@ _ELSEWHERE = ("storage.output_dir", "recipe")
 """Settings that a repetition does not take over: it is another run."""
 
 
-def repeat(run: Run | None) -> str:
+def repeat(run: Run | None, run_dir: Path = Path()) -> str:
     """Return the command line that trains the same again: the recipe, and what differs from it.
 
     Of a run whose recipe this version does not have, or of unknown settings (None), the command
-    takes all settings from ``config.json``.
+    takes all settings from the ``config.json`` of the run's folder.
     """
     if run is None or run.recipe not in RECIPES:
-        return "rn50 train --config config.json"
+        return shlex.join(["rn50", "train", "--config", str(run_dir / CONFIG)])
     words = ["rn50", "train", run.recipe]
     for name, (planned, value) in differences(run).items():
         words += _said(name, planned, value)

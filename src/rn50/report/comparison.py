@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rn50 import config
 from rn50.observe.compare import AXES, By, Entry, comparison, gather
 from rn50.observe.history import scores
@@ -27,7 +29,7 @@ def comparison_page(
     Args:
         run_dirs: Folders of runs, finished, running or crashed.
         price_per_hour: Dollars an hour for the runs whose record tells no price; 0: unknown.
-        say: Told which cannot be read; the page is of the others then.
+        say: Told which cannot be read, of which the page is not, and what of others is damaged.
 
     Raises:
         UsageError: None is a run's folder.
@@ -37,7 +39,10 @@ def comparison_page(
     for problem in problems:
         say(f"left out: {problem}")
     for entry in entries:
-        problems += [f"{entry.label}: {problem}" for problem in entry.history.problems]
+        damaged = [f"{entry.label}: {problem}" for problem in entry.history.problems]
+        for problem in damaged:
+            say(problem)
+        problems += damaged
     return render(
         "compare.html",
         title=", ".join(dict.fromkeys(entry.history.title for entry in entries)),
@@ -46,7 +51,10 @@ def comparison_page(
         seeds=over_seeds(entries),
         charts=_charts(entries),
         settings=differing(entries),
-        commands=[(entry.label, repeat(facts.settings(entry.history))) for entry in entries],
+        commands=[
+            (entry.label, repeat(facts.settings(entry.history), run_dir))
+            for run_dir, entry in gathered.items()
+        ],
     )
 
 
@@ -105,10 +113,15 @@ def _result(entry: Entry, networks: Sequence[str]) -> Row:
     dollars = entry.dollars
     return row | {
         "test px": str(run.images.test_px) if run else "-",
-        "time": facts.duration(3600 * history.hours),
+        "time": _by(3600 * history.hours, facts.duration(3600 * history.hours)),
         "cost": "-" if dollars is None else f"${dollars:,.2f}",
         "device": facts.device(history),
     }
+
+
+def _by(value: float, text: str) -> Markup:
+    """Return the text of a cell that is sorted by a number which the text does not begin with."""
+    return Markup('<data value="{:.0f}">{}</data>').format(value, text)
 
 
 def _networks(entries: Sequence[Entry]) -> list[str]:

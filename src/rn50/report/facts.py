@@ -4,7 +4,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rn50 import config
 from rn50.config import Run
@@ -14,7 +13,8 @@ from rn50.observe.history import History, scores, timing
 from rn50.observe.record import NETWORKS, TIMING, Record, shown
 from rn50.recipes import RECIPES, published, summary
 
-_NAMES = {"model": "model", "average": "EMA of the model", "swa": "SWA of the model"}
+NAMES = {"model": "model", "average": "EMA of the model", "swa": "SWA of the model"}
+"""What the networks of a run are called on the page."""
 _MOST_EVENTS = 200
 """Of one kind that the page lists; further ones are counted."""
 
@@ -42,10 +42,10 @@ def settings(history: History) -> Run | None:
 def tiles(entry: Entry) -> Pairs:
     """Return what is read first: result, length, time and money, speed."""
     history, found = entry.history, Pairs()
-    if last := _last_scored(history):
+    if last := last_scored(history):
         # Not the better one, which would be a choice by validation: the average, if it keeps one.
         name = next(n for n in reversed(NETWORKS) if scores(last, n).get("top1") is not None)
-        whose = "" if name == "model" else f", {_NAMES[name].partition(' ')[0]}"
+        whose = "" if name == "model" else f", {NAMES[name].partition(' ')[0]}"
         found.append((f"top-1, last epoch{whose}", f"{scores(last, name)['top1']:.2%}"))
         found.append((f"top-5, last epoch{whose}", shown(scores(last, name).get("top5"), ".2%")))
     planned = history.num_planned_epochs
@@ -128,7 +128,7 @@ def results(history: History, run: Run | None) -> list[dict[str, str]]:
     Single centre crop and the last checkpoint of the schedule, never the best of them: the rules
     under which published figures can be compared.
     """
-    last = _last_scored(history)
+    last = last_scored(history)
     if last is None:
         return []
     px = str(run.images.test_px) if run else "-"
@@ -137,10 +137,10 @@ def results(history: History, run: Run | None) -> list[dict[str, str]]:
         score = scores(last, name)
         if score.get("top1") is None:
             continue
-        images = _num_images(history, score)
+        images = num_images(history, score)
         rows.append(
             {
-                "network": _NAMES[name],
+                "network": NAMES[name],
                 "top-1": with_error(history, score),
                 "top-5": shown(score.get("top5"), ".2%"),
                 "test px": px,
@@ -152,38 +152,11 @@ def results(history: History, run: Run | None) -> list[dict[str, str]]:
     return rows
 
 
-def results_at_other_sizes(analysed: dict[str, Any]) -> list[dict[str, str]]:
-    """Return rows as ``results`` does, of the test sizes that an analysis tried besides the run's.
-
-    Args:
-        analysed: The facts of the analysis by section; what is not there gives no row.
-    """
-    try:
-        summary, sizes = analysed["Summary"], analysed["Test sizes"]
-        images = summary["scores"][summary["network"]]["images"]
-        name = _NAMES.get(summary["network"], summary["network"])
-        return [
-            {
-                "network": name,
-                "top-1": f"{one['top1']:.2%} ± {one['top1_standard_error']:.2%}",
-                "top-5": f"{one['top5']:.2%}",
-                "test px": str(one["px"]),
-                "loss": f"{one['loss']:.4f}",
-                "images": f"{images:,}",
-                "after epoch": "as exported",
-            }
-            for one in sizes["sizes"]
-            if one["px"] != sizes["test_px"]
-        ]
-    except (KeyError, TypeError, ValueError):
-        return []
-
-
 def with_error(history: History, score: Record) -> str:
     """Return the top-1 of a network's scores with its standard error by the number of images."""
     if (top1 := score.get("top1")) is None:
         return "-"
-    images = _num_images(history, score)
+    images = num_images(history, score)
     error = f" ± {math.sqrt(top1 * (1 - top1) / images):.2%}" if images else ""
     return f"{top1:.2%}{error}"
 
@@ -208,11 +181,11 @@ def claims(history: History, run: Run | None) -> list[str]:
         plain = "with BlurPool, which is to be compared with such networks only"
         kind = "plain" if run.model.blurpool == "none" else plain
         said.append(f"The network is {run.model.arch}, {kind}, with the {run.model.stem} stem.")
-        if run.images.test_px != 224 or run.model.num_classes != 1000:
-            said.append(
-                "Published figures of ImageNet-1k are at test sizes 224 and 288; these are of "
-                f"{run.model.num_classes:,} classes at {run.images.test_px} px."
-            )
+        published = "Published figures of ImageNet-1k are at test sizes 224 and 288"
+        if run.model.num_classes != 1000:
+            said.append(f"{published}; these are of {run.model.num_classes:,} classes.")
+        elif run.images.test_px != 224:
+            said.append(f"{published}: those at the same size can be compared.")
         if run.init_from:
             said.append("It did not begin from random weights.")
     if history.bad_images:
@@ -252,14 +225,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _last_scored(history: History) -> Record | None:
+def last_scored(history: History) -> Record | None:
+    """Return the record of the last epoch in which a network was evaluated."""
     scored = [
         e for e in history.epochs if any(scores(e, n).get("top1") is not None for n in NETWORKS)
     ]
     return scored[-1] if scored else None
 
 
-def _num_images(history: History, score: Record) -> int | None:
+def num_images(history: History, score: Record) -> int | None:
+    """Return of how many images scores are, where it is known."""
     return score.get("images") or history.latest_facts.get("num_val")
 
 

@@ -4,7 +4,7 @@ import base64
 import json
 import mimetypes
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +18,14 @@ from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
 import rn50
-from rn50.analyze import analysis
+from rn50.analyze import analysis, earlier
 from rn50.observe.compare import Entry
 from rn50.observe.figures import FIGURES
 from rn50.observe.history import History
-from rn50.report import facts
+from rn50.report import analysed, facts
 from rn50.report.charts import Chart, chart
 from rn50.report.command import differences, repeat
+from rn50.train.folder import fingerprint_of
 
 _ALTS = {
     "loss": "Loss in training and validation over the epochs",
@@ -43,34 +44,45 @@ class Part:
     html: Markup
 
 
-def run_page(run_dir: Path, problems: Sequence[str] = (), price_per_hour: float = 0.0) -> str:
+def run_page(
+    run_dir: Path,
+    problems: Sequence[str] = (),
+    price_per_hour: float = 0.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> str:
     """Return the page of one run, of as much as its folder holds.
 
     Args:
         run_dir: The folder of the run, finished, running or crashed.
         problems: What else to name as missing.
         price_per_hour: Dollars an hour, where the record tells no price; 0: unknown.
+        say: Told all that the page names as missing.
 
     Raises:
         UsageError: It is no run's folder.
     """
     history = History.read(run_dir)
     entry = Entry(run_dir.resolve().name, history, price_per_hour)
-    run, analysed = facts.settings(history), analysis.default_folder(run_dir)
+    run, folder = facts.settings(history), analysis.default_folder(run_dir)
+    found = earlier.sections(folder)
+    others, left_out = analysed.results(found, history, _fingerprint(run_dir, history))
+    missing = [*history.problems, *problems, *analysed.problems(found, run_dir), *left_out]
+    for problem in missing:
+        say(problem)
     return render(
         "run.html",
         title=history.title,
         state=f"{entry.label} · {history.state}",
         tiles=facts.tiles(entry),
-        problems=[*history.problems, *problems],
+        problems=missing,
         what=facts.what_was_run(history, run),
         where=facts.where(entry),
-        results=[*facts.results(history, run), *facts.results_at_other_sizes(_sections(analysed))],
+        results=[*facts.results(history, run), *others],
         claims=facts.claims(history, run),
         charts=charts(history),
         sample=_sample(history, run_dir),
         events=facts.events(history),
-        analysis=parts_of(analysed),
+        analysis=parts_of(folder),
         command=repeat(run),
         changed=differences(run),
         config=json.dumps(history.settings, indent=2) if history.settings else "",
@@ -106,7 +118,7 @@ def _markdown(folder: Path) -> MarkdownIt:
         self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
     ) -> str:
         source = str(tokens[index].attrs.get("src", ""))
-        alt = Markup.escape(tokens[index].content)
+        alt = Markup.escape(self.renderInlineAsText(tokens[index].children, options, env))
         inlined = data_url(folder / source) if source == Path(source).name else ""
         return f'<img src="{inlined}" alt="{alt}">' if inlined else str(alt)
 
@@ -130,15 +142,6 @@ def data_url(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _sections(folder: Path) -> dict[str, Any]:
-    """Return the facts of an analysis by section; nothing where there are none."""
-    try:
-        told = json.loads((folder / analysis.FACTS).read_text(encoding="utf-8"))
-        return dict(told["sections"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _sample(history: History, run_dir: Path) -> str:
     names = [str(record["file"]) for record in history.images]
     return data_url(run_dir / names[0]) if names and names[0] == Path(names[0]).name else ""
@@ -156,3 +159,8 @@ def render(template: str, **values: Any) -> str:
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     shared = {"style": style, "script": script, "version": rn50.__version__, "date": made}
     return environment.get_template(template).render(**shared, **values)
+
+
+def _fingerprint(run_dir: Path, history: History) -> str | None:
+    told = (history.latest_facts or {}).get("fingerprint")
+    return str(told) if told else fingerprint_of(run_dir)

@@ -1,9 +1,12 @@
 """Which folder a run writes to."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from rn50.config import Run
+from rn50.data import cache
 from rn50.errors import UsageError
 from rn50.observe import history, record
 from rn50.train import checkpoint
@@ -12,6 +15,8 @@ CONFIG = history.CONFIG
 """The run's settings, in the run's folder; accepted back by ``rn50 train --config``."""
 
 _ROOT = Path("runs")
+_STATE = "state.json"
+"""What a checkpoint tells besides tensors, in its folder."""
 
 
 def choose(run: Run, *, resume: bool) -> Path:
@@ -49,6 +54,13 @@ def discard_record(place: Path) -> None:
         (place / record.FILE_NAME).unlink(missing_ok=True)
 
 
+def has_ended(place: Path, step: int) -> bool:
+    """Return whether a run's record tells of its end at a step."""
+    path = place / record.FILE_NAME
+    records = record.read(path) if path.exists() else []
+    return any(one["kind"] == "end" and one["step"] == step for one in records)
+
+
 def _holds_run(place: Path) -> bool:
     return (place / CONFIG).exists() or (place / record.FILE_NAME).exists()
 
@@ -69,6 +81,8 @@ def _name(recipe: str, number: int) -> Path:
 def data_of(weights: Path) -> str:
     """Return what the run at ``weights`` (its folder, or a file in it) was trained on.
 
+    It is told by the newest checkpoint that can be read, and where there is none by the settings.
+
     Returns:
         The data set's folder or URL.
 
@@ -76,10 +90,40 @@ def data_of(weights: Path) -> str:
         UsageError: It cannot be told.
     """
     place = weights if weights.is_dir() else weights.parent
-    saved, _ = checkpoint.newest(place)
-    if saved is None:
-        raise UsageError(
-            f"{place} does not tell what data it was trained on; give --data FOLDER, made by "
-            "`rn50 prepare`"
-        )
-    return str(saved.about["data"])
+    if told := _about(place).get("data"):
+        return str(told)
+    settings = _json(place / CONFIG)
+    storage = settings.get("storage")
+    if isinstance(storage, dict) and isinstance(data := storage.get("data"), str):
+        if data:
+            return data
+        if settings.get("recipe") == "demo":
+            return str(cache.demo_folder())
+    raise UsageError(
+        f"{place} does not tell what data it was trained on; give --data FOLDER, made by "
+        "`rn50 prepare`"
+    )
+
+
+def fingerprint_of(place: Path) -> str | None:
+    """Return the fingerprint of what a run was trained on, where a checkpoint of it tells it."""
+    told = _about(place).get("fingerprint")
+    return None if told is None else str(told)
+
+
+def _about(place: Path) -> dict[str, Any]:
+    """Return what the newest checkpoint that can be read tells besides the networks."""
+    for step in checkpoint.steps(place):
+        about = _json(checkpoint.path(place, step) / _STATE).get("about")
+        if isinstance(about, dict):
+            return about
+    return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return what a file holds; empty where it cannot be read."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}

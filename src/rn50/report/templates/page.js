@@ -19,8 +19,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   svg.appendChild(line);
   const said = (y, axes) => (axes.percent ? (100 * y).toFixed(2) + "%" : String(Number(y.toPrecision(4))));
   const hide = () => { tip.hidden = true; line.setAttribute("visibility", "hidden"); };
-  svg.addEventListener("pointerleave", hide);
-  svg.addEventListener("pointermove", (event) => {
+  const show = (event) => {
     const box = svg.getBoundingClientRect();
     const x = ((event.clientX - box.left) / box.width) * told.width;
     const y = ((event.clientY - box.top) / box.height) * told.height;
@@ -40,10 +39,15 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     });
     const span = Math.abs(axes.x[1] - axes.x[0]);
     tip.textContent = "";
-    const head = tip.appendChild(document.createElement("div"));
-    head.textContent = (axes.xlabel || told.axes[told.axes.length - 1].xlabel) + " " + Number(nearest.toPrecision(4));
-    for (const row of rows) {
-      if (Math.abs(row.at - nearest) > Math.max(0.03 * span, 0.6 * row.spacing)) continue;
+    const near = rows.filter((row) => Math.abs(row.at - nearest) <= Math.max(0.03 * span, 0.6 * row.spacing));
+    near.sort((a, b) => Math.abs(a.at - nearest) - Math.abs(b.at - nearest) || a.at - b.at);
+    let heading = null;
+    for (const row of near) {
+      if (row.at !== heading) {
+        heading = row.at;
+        const head = tip.appendChild(document.createElement("div"));
+        head.textContent = (axes.xlabel || told.axes[told.axes.length - 1].xlabel) + " " + Number(heading.toPrecision(4));
+      }
       const entry = tip.appendChild(document.createElement("div"));
       const dot = entry.appendChild(document.createElement("i"));
       dot.style.background = "var(--c-" + row.color.slice(1) + ", " + row.color + ")";
@@ -58,9 +62,23 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     tip.style.left = (free ? left + 12 : Math.max(0, left - tip.offsetWidth - 12)) + "px";
     const above = box.top - figure.getBoundingClientRect().top;
     tip.style.top = above + (axes.top / told.height) * box.height + 8 + "px";
-  });
+  };
+  svg.addEventListener("pointerdown", show);
+  svg.addEventListener("pointermove", show);
+  // A finger that is lifted leaves its values to be read, until it taps elsewhere.
+  svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+  document.addEventListener("pointerdown", (event) => { if (!svg.contains(event.target)) hide(); });
 }
-// Tables of many rows are sorted by a click on a column's head.
+// Tables of many rows are sorted by a click on a column's head: as numbers where all of its cells
+// begin with one (or hold a data element), else as text. What is missing comes last.
+const NUMBER = /^(?:at least )?[<>]?\$?(-?[\d,]*\.?\d+(?:e[-+]?\d+)?)(?: ?[%×]| ± | of | px$| [KMGT]i?B$| \(|$)/;
+const isMissing = (cell) => ["", "-", "–"].includes(cell.textContent.trim());
+const numberIn = (cell) => {
+  const data = cell.querySelector("data");
+  if (data) return Number(data.value);
+  const found = NUMBER.exec(cell.textContent.trim());
+  return found ? Number(found[1].replace(/,/g, "")) : NaN;
+};
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   if (!body || body.rows.length < 5) continue;
@@ -71,17 +89,17 @@ for (const table of document.querySelectorAll("table")) {
       const down = head.getAttribute("aria-sort") !== "descending";
       for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = (row) => {
-        const text = row.cells[column].textContent.trim();
-        const number = parseFloat(text.replace(/[,%$]/g, ""));
-        return Number.isNaN(number) ? text : number;
-      };
-      const rows = [...body.rows].sort((a, b) => {
-        const [one, other] = [key(a), key(b)];
-        const order = typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other));
+      const cell = (row) => row.cells[column];
+      const rows = [...body.rows].filter((row) => !isMissing(cell(row)));
+      const missing = [...body.rows].filter((row) => isMissing(cell(row)));
+      const numeric = rows.every((row) => !Number.isNaN(numberIn(cell(row))));
+      rows.sort((a, b) => {
+        const order = numeric
+          ? numberIn(cell(a)) - numberIn(cell(b))
+          : cell(a).textContent.trim().localeCompare(cell(b).textContent.trim(), undefined, { numeric: true });
         return down ? -order : order;
       });
-      body.append(...rows);
+      body.append(...rows, ...missing);
     };
     head.addEventListener("click", sort);
     head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
