@@ -8,10 +8,10 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from rn50.errors import UsageError
+from rn50.errors import UsageError, UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,25 @@ class Group:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def share(self, make: Callable[[], T]) -> T:
+        """Return on every process what the first one makes, or raise on every one what it raises.
+
+        For what lies where the others may not see it, and for decisions that must be one. Every
+        process must call it; from host to host, pickled, so that it needs memory for a copy.
+        """
+        if self.world_size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box[0] = make()
+            except UserError as error:
+                box[1] = error
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        if box[1] is not None:
+            raise box[1]
         return box[0]
 
     def wait(self) -> None:

@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -114,6 +116,34 @@ def begin(words: list[str]) -> "Forked | subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def begin_pair(
+    words: list[str], urls: Sequence[str] = ("", ""), folders: Sequence[Path | None] = (None, None)
+) -> list[subprocess.Popen[str]]:
+    """Start both processes of a run without torchrun, as on two machines, to see either's end.
+
+    ``urls`` are of their metadata services, ``folders`` what they start in.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = []
+    for rank, (url, folder) in enumerate(zip(urls, folders, strict=True)):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RN50_METADATA_URL": url}
+        variables = environment() | {name: str(value) for name, value in place.items()}
+        processes.append(
+            subprocess.Popen(
+                words,
+                cwd=folder,
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    return processes
 
 
 def steps_recorded(place: Path) -> int:

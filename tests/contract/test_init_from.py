@@ -67,11 +67,11 @@ def test_a_run_that_began_from_weights_resumes_bit_identically_from_a_moved_copy
 ):
     place, copy = tmp_path / "killed", tmp_path / "copy"
     words = runs.command(packed, place, *FIXRES, "--init-from", str(finished), "--resume")
-    runs.kill_at(words, place, 5)
+    runs.kill_at(words, place, 7)
     shutil.copytree(finished, copy)
     more = ("--resume", "--storage.checkpoint-steps", "1")
     words = runs.command(packed, place, *FIXRES, *more, "--init-from", str(copy))
-    runs.kill_at(words, place, 8)
+    runs.kill_at(words, place, 10)
     shutil.rmtree(copy)  # what it began from is in the checkpoint
     runs.finish(words)
     runs.assert_same_end(tuned, place)

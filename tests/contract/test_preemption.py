@@ -41,28 +41,6 @@ def uninterrupted_pair(packed: Path, tmp_path_factory: pytest.TempPathFactory) -
     return place
 
 
-def begin_pair(words: list[str], urls: tuple[str, str] = ("", "")) -> list[subprocess.Popen[str]]:
-    """Start both processes of a run without torchrun, as on two machines, to see either's end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    processes = []
-    for rank, url in enumerate(urls):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RN50_METADATA_URL": url}
-        environment = runs.environment() | {name: str(value) for name, value in place.items()}
-        processes.append(
-            subprocess.Popen(
-                words,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-    return processes
-
-
 def ends(processes: list[subprocess.Popen[str]], timeout_s: float) -> list[tuple[int, str]]:
     deadline = time.monotonic() + timeout_s
     try:
@@ -98,7 +76,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_with_33_in_time_and_loses_not
     rank, packed, uninterrupted_pair, tmp_path
 ):
     words = runs.command(packed, tmp_path / "run", "--resume")
-    processes = begin_pair(words)
+    processes = runs.begin_pair(words)
     wait_for_step(tmp_path / "run", 5)
     processes[rank].terminate()
     (first, output), (second, _) = ends(processes, BUDGET_S)
@@ -106,7 +84,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_with_33_in_time_and_loses_not
     assert re.search(r"notice: SIGTERM; saving after step \d+ and stopping with", output)
     assert notices(tmp_path / "run")[-1]["ranks"] == [rank]
     assert_saved_at_the_notice(tmp_path / "run")
-    assert [code for code, _ in ends(begin_pair(words), 200)] == [0, 0]
+    assert [code for code, _ in ends(runs.begin_pair(words), 200)] == [0, 0]
     runs.assert_same_end(uninterrupted_pair, tmp_path / "run")
 
 
@@ -120,7 +98,7 @@ def test_an_interruption_told_to_one_of_two_machines_ends_both_with_33_in_time(
         clouds: list[Metadata] = [stack.enter_context(metadata()) for _ in range(2)]
         urls = (clouds[0].url, clouds[1].url)
         clouds[rank].answers[ACTION] = INTERRUPTION
-        processes = begin_pair(words, urls)
+        processes = runs.begin_pair(words, urls)
         wait_for_step(tmp_path / "run", 1)
         (first, output), (second, other) = ends(processes, BUDGET_S)
         assert (first, second) == (33, 33)
@@ -134,7 +112,7 @@ def test_an_interruption_told_to_one_of_two_machines_ends_both_with_33_in_time(
         assert not any(token in output + other for cloud in clouds for token in cloud.tokens)
         assert "secret" not in (tmp_path / "run" / "metrics.jsonl").read_text()
         del clouds[rank].answers[ACTION]
-        assert [code for code, _ in ends(begin_pair(words, urls), 200)] == [0, 0]
+        assert [code for code, _ in ends(runs.begin_pair(words, urls), 200)] == [0, 0]
     runs.assert_same_end(uninterrupted_pair, tmp_path / "run")
 
 

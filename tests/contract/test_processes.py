@@ -88,3 +88,27 @@ def test_workers_whose_torchrun_was_killed_save_and_end(packed, tmp_path):
     records = record.read(place / "metrics.jsonl")
     assert "the end of torchrun" in next(r["source"] for r in records if r["kind"] == "notice")
     runs.assert_same_end(whole, place)
+
+
+@pytest.mark.slow
+def test_machines_need_not_see_each_other_s_folders(packed, tmp_path):
+    """The first process's folder is the run's; the others are given what they go on from."""
+    whole = tmp_path / "whole"
+    more = ("--epochs", "2", "--ema-horizon", "0.1", "--resume")
+    runs.finish(runs.command(packed, whole, *more, processes=2))
+    machines = [tmp_path / "machine-0", tmp_path / "machine-1"]
+    words = runs.command(packed, Path("run"), *more)
+    for machine in machines:
+        machine.mkdir()
+    pair = runs.begin_pair(words, folders=machines)
+    while runs.steps_recorded(machines[0] / "run") < 8 and pair[0].poll() is None:
+        time.sleep(0.01)
+    for process in pair:
+        process.kill()
+        process.communicate()
+    pair = runs.begin_pair(words, folders=machines)
+    outputs = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert "resumed at step" in outputs[0]
+    runs.assert_same_end(whole, machines[0] / "run")
+    assert not (machines[1] / "run").exists()

@@ -108,3 +108,18 @@ def test_a_changed_setting_is_refused_with_a_diff_unless_it_is_named(
 def test_the_history_tells_every_epoch_once(uninterrupted):
     history = json.loads((uninterrupted / "history.json").read_text())
     assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_last_checkpoint_tells_of_its_end_when_resumed(
+    packed, uninterrupted, tmp_path
+):
+    place = tmp_path / "run"
+    words = runs.command(packed, place, *runs.AVERAGED_AND_ACCUMULATED, "--resume")
+    at = words.index("-m")
+    hook = str(Path(__file__).with_name("killed_at_its_end.py"))
+    runs.finish([*words[:at], hook, *words[at + 2 :]], code=-9)
+    assert "nothing is left to do" not in runs.finish(words)
+    runs.assert_same_end(uninterrupted, place)
+    assert "nothing is left to do" in runs.finish(words)
+    runs.assert_same_end(uninterrupted, place)

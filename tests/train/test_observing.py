@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rn50.distributed import Group
+from rn50.errors import UsageError
 from rn50.observe import record, system
 from rn50.observe.cost import Meter
 from rn50.recipes import recipe
@@ -154,3 +155,32 @@ def test_without_a_cuda_device_nothing_is_sampled_and_nothing_said(tmp_path, mon
             observed.write(window(1))
         assert [r["kind"] for r in recorded(tmp_path / device)] == ["start", "train"]
     assert "not shown" not in capsys.readouterr().out
+
+
+def test_a_second_new_run_in_a_folder_leaves_the_settings_of_the_first(tmp_path, monkeypatch):
+    place = tmp_path / "run"
+    with of(place).begun(FACTS) as observed:
+        observed.write(window(1))
+    (place / "config.json").write_text("the first one's")
+    monkeypatch.setattr(observing.folder, "discard_record", lambda place: None)  # it has saved
+    with (
+        pytest.raises(UsageError, match="already holds the record of a run"),
+        of(place).begun(FACTS),
+    ):
+        pass
+    assert (place / "config.json").read_text() == "the first one's"
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_record_of_an_epoch_is_kept_only_where_the_checkpoint_is_from_after_it(
+    is_open, tmp_path
+):
+    with of(tmp_path).begun(FACTS) as observed:
+        observed.write(window(4))
+        observed.write({**window(4), "kind": "epoch"})
+        observed.write(window(5))
+    facts = {**FACTS, "kind": "resume", "step": 4, "epoch_is_open": is_open}
+    with of(tmp_path).begun(facts):
+        pass
+    kinds = [r["kind"] for r in recorded(tmp_path) if r["kind"] != "warning"]
+    assert kinds == ["start", "train", *([] if is_open else ["epoch"]), "resume"]

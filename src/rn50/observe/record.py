@@ -37,13 +37,17 @@ class Recorder:
         path: The file; its folder is made if need be.
         keep_through_step: The step from which the run goes on: records of later steps, and a torn
             last line, are cut off. None begins a new file.
+        epoch_is_open: The checkpoint of that step is from before its epoch was evaluated, so that
+            a record of the epoch is cut off, too.
 
     Raises:
         UsageError: The file holds records although a new one was asked for, or cannot be written.
         DataError: A line to keep is not a record.
     """
 
-    def __init__(self, path: Path, *, keep_through_step: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, keep_through_step: int | None = None, epoch_is_open: bool = False
+    ) -> None:
         self.path = path
         if keep_through_step is None and path.exists() and path.stat().st_size:
             raise UsageError(
@@ -53,7 +57,7 @@ class Recorder:
         with durable.explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         if keep_through_step is not None and path.exists():
-            _cut(path, keep_through_step)
+            _cut(path, keep_through_step, epoch_is_open=epoch_is_open)
         with durable.explained(path):
             # Unbuffered: a refused write shows at once, and is not tried again when closing.
             self._file = path.open("ab", buffering=0)
@@ -201,13 +205,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _cut(path: Path, last_step: int) -> None:
+def _cut(path: Path, last_step: int, *, epoch_is_open: bool) -> None:
+    def is_known(record: Record) -> bool:
+        step = record.get("step", last_step)
+        open_one = epoch_is_open and record.get("kind") == "epoch"
+        return step < last_step or (step == last_step and not open_one)
+
     # Lines are kept as they are, not written anew: what was recorded stays the same to the byte.
-    kept = b"".join(
-        line + b"\n"
-        for line in _whole_lines(path)
-        if json.loads(line).get("step", last_step) <= last_step
-    )
+    kept = b"".join(line + b"\n" for line in _whole_lines(path) if is_known(json.loads(line)))
     if kept != path.read_bytes():
         durable.write_bytes(path, kept)
 

@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 LATEST = "LATEST"
 """The file with the name of the newest checkpoint: for people; a reader looks for itself."""
 _NAME = re.compile(r"step-(\d{8,})")
+_REPLACED = "replaced-"
 _MISFITS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What is raised by a file that is absent, no JSON, or JSON of another form than ours."""
 
@@ -92,12 +93,16 @@ def parts(snapshot: Snapshot) -> dict[str, dict[str, Tensor]]:
 def publish(run_dir: Path, step: int, fill: Callable[[Path], None]) -> Path:
     """Publish, once it verifies, the checkpoint whose files ``fill`` puts into an empty folder.
 
+    One of the same step is replaced, and is moved back where that fails; ``recover`` does so where
+    the process was killed between the two renames.
+
     Raises:
         UsageError, DataError: As ``save`` says.
     """
     folder = run_dir / FOLDER
     target = path(run_dir, step)
     aside = folder / f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
+    replaced = folder / f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{_REPLACED}{target.name}"
     with durable.explained(target):
         folder.mkdir(parents=True, exist_ok=True)
         _discard(aside)
@@ -105,14 +110,30 @@ def publish(run_dir: Path, step: int, fill: Callable[[Path], None]) -> Path:
             aside.mkdir()
             fill(aside)
             verify(aside)
-            _discard(target)
+            if target.exists():
+                os.rename(target, replaced)
             os.rename(aside, target)
         except BaseException:
+            recover(run_dir)
             _discard(aside)
             raise
         durable.sync_folder(folder)
         durable.write_text(folder / LATEST, target.name + "\n")
+        _discard(replaced)
     return target
+
+
+def recover(run_dir: Path) -> None:
+    """Put back a checkpoint that was about to be replaced by one of its step, which did not come.
+
+    Only the process that writes there may call it.
+    """
+    folder = run_dir / FOLDER
+    for replaced in folder.glob(f"{durable.TEMPORARY_PREFIX}*-{_REPLACED}step-*"):
+        target = folder / replaced.name.partition(_REPLACED)[2]
+        if not target.exists():
+            with durable.explained(target):
+                os.rename(replaced, target)
 
 
 def path(run_dir: Path, step: int) -> Path:
@@ -188,7 +209,8 @@ def load(path: Path) -> Saved:
 
 
 def clean(run_dir: Path) -> None:
-    """Remove what interrupted writers left in a run's folders."""
+    """Remove what interrupted writers left in a run's folders, but the only one of its step."""
+    recover(run_dir)
     for folder in (run_dir, run_dir / FOLDER):
         if folder.is_dir():
             for path in folder.glob(f"{durable.TEMPORARY_PREFIX}*"):

@@ -93,10 +93,17 @@ class Observing:
             folder.discard_record(self.place)
         with durable.explained(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
+        recorder = Recorder(
+            self.place / record.FILE_NAME,
+            keep_through_step=resumed_at,
+            epoch_is_open=facts.get("epoch_is_open", False),
+        )
+        stack.callback(recorder.close)
+        # Not before it is known that the folder holds no other run's record.
         durable.write_json(self.place / folder.CONFIG, config.to_dict(self.run))
         log = stack.enter_context((self.place / "train.log").open("a", encoding="utf-8"))
         others += [Console(), Console(log, live=False), Reports(self.place)]
-        return Recorder(self.place / record.FILE_NAME, keep_through_step=resumed_at)
+        return recorder
 
 
 def now() -> str:

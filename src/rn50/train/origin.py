@@ -1,6 +1,7 @@
 """The weights that a run began from, known by their content when it is resumed."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rn50 import durable
@@ -24,20 +25,15 @@ def begin(
 ) -> Origin | None:
     """Put the weights of ``run.init_from``, where it names any, into a new state.
 
-    Every process must call it.
+    Every process must call it; the first one reads.
 
     Raises:
         UsageError: They are of another network or of other classes.
-        DataError: They cannot be read, or are not the same for every process.
+        DataError: They cannot be read.
     """
     if not run.init_from:
         return None
-    found = pretrained.read(Path(run.init_from))
-    if group.from_first(found.digest) != found.digest:
-        raise DataError(
-            f"{found.file} is not the same file for every process; give one that all can read, and "
-            "that no run is writing"
-        )
+    found = group.share(partial(pretrained.read, Path(run.init_from)))
     states.begin_from(state, found, run, class_ids)
     say(f"beginning from {found.file}")
     return {"file": str(found.file), "blake2b": found.digest}

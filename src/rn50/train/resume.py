@@ -105,7 +105,9 @@ def refuse_taken(mirror: str) -> None:
 def choose(place: Path, asked: str, mirror: str, group: Group, say: Say) -> Saved | None:
     """Return the checkpoint to go on from, or None to start from the first step.
 
-    Every process calls it; the first one fetches what is needed into the run's folder.
+    Every process calls it. The first one, which holds the folder's lock, fetches what is needed
+    into the run's folder, chooses and reads; the others are given the same, so that no two go on
+    from different ones and the folder need be on the first one's machine alone.
 
     Args:
         place: The run's folder.
@@ -121,10 +123,13 @@ def choose(place: Path, asked: str, mirror: str, group: Group, say: Say) -> Save
     sources = [] if asked == AUTO else [Place.of(asked)]
     if mirror and Place.of(mirror) not in sources:
         sources.append(Place.of(mirror))
+    return group.share(partial(_choose, place, sources, asked, say))
+
+
+def _choose(place: Path, sources: list[Place], asked: str, say: Say) -> Saved | None:
+    checkpoint.recover(place)
     if sources:
-        if group.is_first:
-            _bring_newest(place, sources, asked, say)
-        group.from_first("")  # the others read what it has brought
+        _bring_newest(place, sources, asked, say)
     saved, refused = checkpoint.newest(place)
     for reason in refused:
         say(f"passed over: {reason}")

@@ -112,27 +112,27 @@ class RollBack:
             raise DivergedError(
                 f"{error} (it has rolled back {detour} times; guard.max_rollbacks allows {most})"
             ) from error
-        step = self.group.from_first(self._step_before(error) if self.group.is_first else "")
-        if not step:
+        saved = self.group.share(lambda: self._saved_before(error))
+        if saved is None:
             raise DivergedError(
                 f"{error} (there is no checkpoint of step {error.trusted:,} or before to roll back "
                 "to)"
             ) from error
-        return checkpoint.load(checkpoint.path(self.place, int(step)))
+        return saved
 
-    def _step_before(self, error: TroubleError) -> str:
+    def _saved_before(self, error: TroubleError) -> Saved | None:
         for step in checkpoint.steps(self.place):
             if step > error.trusted:
                 continue
             try:
-                checkpoint.verify(checkpoint.path(self.place, step))
+                saved = checkpoint.load(checkpoint.path(self.place, step))
             except DataError as reason:
                 self.say(f"passed over: {reason}")
                 continue
             checkpoint.forget_after(self.place, step)
             self.forget(step)  # only now, or it would send what lies here again
-            return str(step)
-        return ""
+            return saved
+        return None
 
 
 def _told(error: TroubleError, step: int, detour: int, most: int) -> Record:

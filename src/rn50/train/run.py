@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ class _Job:
     """What this process costs."""
     begun: Origin | None = None
     """The weights that the run began from, where they were not random."""
+    changes: list[str] = field(default_factory=list)
+    """What a resumption was told to change, for the record."""
 
 
 def start(
@@ -128,14 +130,14 @@ def start(
         if saved is not None and _is_finished(job, saved):
             _mend(job, saved.about, saved.snapshot.step)
             say(f"the run in {job.place} is finished; nothing is left to do")
-            return _finished(job.place)
+            return group.share(partial(_finished, job.place))
         state, job = _state(job, saved, say)
         job = _with_micro_batch(job, state, saved, say)
         told = None if saved is None else saved.about
         saved = None  # its tensors are in the state now
         back = rollback.RollBack(run, job.place, group, mirror.forget_after, say)
         back.until_through(partial(_train, job, stop, mirror), state, told)
-        return _finished(job.place)
+        return group.share(partial(_finished, job.place))
 
 
 def _prepare(run: Run, group: Group, asked: str, meter: Meter, say: Callable[[str], None]) -> _Job:
@@ -175,8 +177,10 @@ def _to_resume(
     num_train = job.train_split.num_images
     changed = changes.refuse(saved, job.run, job.place, num_train=num_train, allowed=allow_change)
     steps_per_epoch = plan_of(job.run, job.train_split, job.group).steps_per_epoch
-    for line in changes.told(saved, changed, job.run, steps_per_epoch=steps_per_epoch):
+    lines = changes.told(saved, changed, job.run, steps_per_epoch=steps_per_epoch)
+    for line in lines:
         say(line)
+    job.changes.extend(lines)
     return saved
 
 
@@ -231,6 +235,8 @@ def _train(
         )
         kind = "start" if resumed is None else "resume"
         facts = {"kind": kind, "step": state.step, **_facts(job, state, timeline)}
+        if resumed is not None:
+            facts |= {"epoch_is_open": state.is_left_open(timeline), "changes": job.changes}
         observing = Observing(run, job.place, group, compute.device, job.meter)
         observed = stack.enter_context(observing.begun(facts))
         saver = _saver(job, state, stack, observed.sync, mirror, resumed)
@@ -348,6 +354,7 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
         "num_train": job.train_split.num_images,
         "num_val": job.val_split.num_images,
         "num_classes": len(job.dataset.classes),
+        "fingerprint": job.dataset.fingerprint,
         "world_size": job.group.world_size,
         "device": hardware.describe(job.compute.device),
         "device_type": job.compute.device.type,
@@ -364,7 +371,10 @@ def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:
 def _is_finished(job: _Job, saved: Saved) -> bool:
     plan = plan_of(job.run, job.train_split, job.group)
     timeline, taken = Timeline(job.run, plan.steps_per_epoch), saved.snapshot
-    return taken.step >= timeline.total_steps and not taken.is_left_open(timeline)
+    if taken.step < timeline.total_steps or taken.is_left_open(timeline):
+        return False
+    # A process that was killed after its last checkpoint has not told of the end.
+    return job.group.share(partial(folder.has_ended, job.place, taken.step))
 
 
 def _finished(place: Path) -> Finished:
