@@ -45,6 +45,30 @@ def test_what_is_done_or_no_restart_mends_is_not_started_again(code, tmp_path):
     assert (tmp_path / "count").read_text() == "1"
 
 
+OUTAGE = """
+import pathlib, sys
+import rn50.cli as cli
+from rn50 import remote_files
+from rn50.data.remote import local_folder
+remote_files._FIRST_WAIT_S = 0.0
+count = pathlib.Path(sys.argv[1])
+def train(given):
+    if count.exists():
+        sys.exit()
+    count.touch()
+    local_folder("http://127.0.0.1:9/data")
+cli.train_command = train
+cli.main(["train"])
+"""
+
+
+def test_a_run_that_cannot_reach_its_data_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("RN50_CACHE", str(tmp_path / "cache"))
+    code, lines = supervised([sys.executable, "-c", OUTAGE, str(tmp_path / "count")], restarts=1)
+    assert [line.split(";")[0] for line in lines] == ["the run ended with 1"]
+    assert code == 0
+
+
 def test_restarts_are_bounded(tmp_path):
     code, lines = supervised(scripted(tmp_path / "count", *[33] * 9), restarts=2)
     assert code == 33

@@ -1,6 +1,8 @@
 """The errors a user can cause, each with the exit code that tells a supervisor what to do next.
 
-Everything else that escapes is a bug and exits 1. A message has one form: what was wrong, what is
+1 stands for what may pass when the same command is run again: a network or store that cannot be
+reached (``remote_files.UnreachableError``), and everything else that escapes, which is a bug. What
+exits with 2, 3 or 4 only a person can mend. A message has one form: what was wrong, what is
 allowed, what to do.
 """
 

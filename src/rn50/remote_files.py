@@ -55,8 +55,8 @@ class Terms(NamedTuple):
     rights: str = "s3:GetObject"
 
 
-class UnreachableError(DataError):
-    """The network or the store failed, several times: later it may do."""
+class UnreachableError(UserError):
+    """The network or the store failed, several times: later it may do, so that it exits with 1."""
 
 
 class WrongContentError(Exception):

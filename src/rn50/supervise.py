@@ -1,8 +1,8 @@
 """Starting a run again after what ends runs on machines that fail, and telling its exit code.
 
-A run that can go on ends with 33, by a signal or with 1; what only a person can mend ends with 2, 3
-or 4 (see ``rn50.errors``). ``torchrun`` ends with 1 whatever its workers end with, so that these
-tell their codes by files besides.
+A run that can go on ends with 33, by a signal or with 1, as it does when what it needs cannot be
+reached; what only a person can mend ends with 2, 3 or 4 (see ``rn50.errors``). ``torchrun`` ends
+with 1 whatever its workers end with, so that these tell their codes by files besides.
 """
 
 import itertools

@@ -27,10 +27,22 @@ def test_a_finished_run_is_extended_by_a_schedule_planned_anew(packed, tmp_path)
     assert "learning rate at step 12: " in output
     records = record.read(tmp_path / "run" / "metrics.jsonl")
     assert [r["epoch"] for r in records if r["kind"] == "epoch"] == [1, 2, 3]
+    (resumed,) = [r for r in records if r["kind"] == "resume"]
+    assert any(line == "changed: epochs: 2 -> 3" for line in resumed["changes"])
+    assert any(line.startswith("learning rate at step 12: ") for line in resumed["changes"])
     assert record.read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 18
     assert "finished" in runs.finish(longer)
     refused = runs.finish([*words, "--extend-to", "1"], code=2)
     assert "--extend-to is 1, but the run is planned for 2 epochs" in refused
+
+
+@pytest.mark.slow
+def test_another_batch_size_is_refused_even_where_it_is_named(packed, tmp_path):
+    place = tmp_path / "run"
+    runs.kill_at(runs.command(packed, place, "--resume"), place, 8)
+    options = ("--batch-size", "32", "--allow-change", "images.batch_size", "--resume")
+    refused = runs.finish(runs.command(packed, place, *options), code=2)
+    assert "images.batch_size was 16 and is 32" in refused
 
 
 def test_extending_what_is_not_resumed_is_refused(packed, tmp_path):

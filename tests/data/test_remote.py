@@ -16,6 +16,7 @@ from rn50.data.remote import local_folder
 from rn50.data.shards import MANIFEST, PackedDataset, files
 from rn50.errors import DataError, UsageError
 from rn50.evaluate import score
+from rn50.remote_files import UnreachableError
 from servers import s3_store, serving
 
 
@@ -228,11 +229,56 @@ def test_a_shard_that_is_missing_there_is_named(web):
         local_folder(url(web))
 
 
-def test_a_server_that_is_down_is_told():
+def test_a_server_that_is_down_is_told_and_a_supervisor_may_try_again():
     with pytest.raises(
-        DataError, match=r"http://127.0.0.1:9/data.* cannot be read: .*\(4 attempts\)"
-    ):
+        UnreachableError, match=r"http://127.0.0.1:9/data.* cannot be read: .*\(4 attempts\)"
+    ) as told:
         local_folder("http://127.0.0.1:9/data")
+    assert told.value.exit_code == 1
+
+
+def test_while_a_server_is_down_a_whole_copy_will_do_and_that_is_said(web):
+    folder, lines = local_folder(url(web)), []
+    web.statuses = [503] * 4
+    assert local_folder(url(web), say=lines.append) == folder
+    (line,) = lines
+    assert f"{url(web)} cannot be reached (503" in line
+    assert f"using its whole copy in {folder}" in line
+
+
+def test_while_a_server_is_down_a_copy_that_lacks_something_will_not_do(web):
+    folder = local_folder(url(web))
+    (folder / "train.index.npy").unlink()
+    web.statuses = [503] * 4
+    with pytest.raises(UnreachableError):
+        local_folder(url(web))
+    local_folder(url(web))
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "tool": "another"}))
+    web.statuses = [503] * 4
+    with pytest.raises(UnreachableError):
+        local_folder(url(web))
+
+
+def test_of_several_whole_copies_the_one_that_was_used_last_will_do(web):
+    first = web.files[f"/data/{MANIFEST}"]
+    one = local_folder(url(web))
+    web.files[f"/data/{MANIFEST}"] = first + b"\n"
+    other = local_folder(url(web))
+    assert other != one
+    web.statuses = [503] * 4
+    assert local_folder(url(web)) == other
+    web.files[f"/data/{MANIFEST}"] = first
+    local_folder(url(web))
+    web.statuses = [503] * 4
+    assert local_folder(url(web)) == one
+
+
+def test_what_may_not_be_read_is_not_taken_from_a_copy(web):
+    local_folder(url(web))
+    web.statuses = [403]
+    with pytest.raises(DataError, match="may not be read"):
+        local_folder(url(web))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from rn50.errors import UsageError
 from rn50.recipes import recipe
 from rn50.train import changes
 from rn50.train.checkpoint import Saved
+from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot
 
 IMAGES = 960
@@ -27,7 +28,7 @@ def averages(**changes) -> Run:
     return dataclasses.replace(RUN, average=dataclasses.replace(RUN.average, **changes))
 
 
-def resume(now: Run, *allow: str, after: float, began: dict | None = None, former: Run = RUN):
+def saved_by(former: Run, *, after: float, began: dict | None = None) -> Saved:
     snapshot = Snapshot(
         step=round(after * STEPS),
         model={"w": torch.zeros(1)},
@@ -38,8 +39,12 @@ def resume(now: Run, *allow: str, after: float, began: dict | None = None, forme
         window=(0, 0, 0),
         epoch=(0, 0, 0),
     )
-    saved = Saved(Path("a"), snapshot, {"run": config.to_dict(former), "init_from": began})
-    changes.refuse(saved, now, Path("runs/a"), num_train=IMAGES, allowed=allow)
+    return Saved(Path("a"), snapshot, {"run": config.to_dict(former), "init_from": began})
+
+
+def resume(now: Run, *allow: str, after: float, began: dict | None = None, former: Run = RUN):
+    saved = saved_by(former, after=after, began=began)
+    return changes.refuse(saved, now, Path("runs/a"), num_train=IMAGES, allowed=allow)
 
 
 def test_the_same_settings_are_accepted_and_what_is_not_mathematics_may_change():
@@ -52,6 +57,27 @@ def test_a_change_is_refused_with_both_values_unless_it_is_named():
     with pytest.raises(UsageError, match=r"average\.ema_horizon: 0\.1 -> 0\.2; .*--allow-change"):
         resume(now, after=8)
     resume(now, "average.ema_horizon", after=8)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])
+@pytest.mark.parametrize("after", [1 / STEPS, 5, 8])
+def test_a_batch_size_that_would_misread_the_step_is_refused_even_where_it_is_named(factor, after):
+    one = RUN.images.batch_size
+    other = round(one * factor)
+    now = dataclasses.replace(RUN, images=dataclasses.replace(RUN.images, batch_size=other))
+    said = rf"batch_size was {one} and is {other}, .* --batch-size {one}, or .* --init-from runs/a"
+    for allow in ((), ("images.batch_size",)):
+        with pytest.raises(UsageError, match=said):
+            resume(now, *allow, after=after)
+
+
+def test_both_learning_rates_are_told_as_they_are_at_the_step():
+    higher = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, peak_lr=0.02))
+    changed = resume(higher, "optim.peak_lr", after=5)
+    lines = changes.told(saved_by(RUN, after=5), changed, higher, steps_per_epoch=STEPS)
+    before, now = (Timeline(one, STEPS).at(5 * STEPS).lr for one in (RUN, higher))
+    assert lines[-1] == f"learning rate at step {5 * STEPS}: {before:.4g} -> {now:.4g}"
+    assert before != now
 
 
 @pytest.mark.parametrize(

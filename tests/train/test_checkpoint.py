@@ -1,5 +1,8 @@
+import contextlib
+import errno
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,83 @@ def test_a_system_call_that_fails_at_any_point_leaves_a_verified_checkpoint(
             break
     assert saved.snapshot.step == 2
     assert "the disk is full" in told
+
+
+class _Failing:
+    """A file whose write or read at the fatal moment fails, after half of what was asked for."""
+
+    def __init__(self, file, moment, call, error):
+        self._file, self._moment, self._call, self._error = file, moment, call, error
+
+    def _go(self, call, half):
+        if call == self._call and self._moment():
+            half()
+            self._file.flush()
+            if self._error:
+                raise OSError(self._error, os.strerror(self._error))
+            return True
+        return False
+
+    def write(self, data):
+        if self._go("write", lambda: self._file.write(data[: len(data) // 2])):
+            return len(data)  # lost, and nobody is told
+        return self._file.write(data)
+
+    def read(self, *size):
+        got = self._file.read(*size)
+        return got[: len(got) // 2] if self._go("read", lambda: None) else got
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, 0], ids=["ENOSPC", "EIO", "silent"])
+@pytest.mark.parametrize("call", ["write", "read"])
+def test_a_write_or_read_that_fails_or_is_torn_leaves_a_verified_checkpoint(
+    tmp_path, monkeypatch, call, error
+):
+    """Fail the first, second, third … call of a save and of removing the old, until none fails."""
+    checkpoint.save(tmp_path, snapshot(1), ABOUT)
+    really_open = io.open
+    faults = 0
+    for fatal in range(1, 100):
+        calls = 0
+
+        def moment(fatal=fatal):
+            nonlocal calls
+            calls += 1
+            return calls == fatal
+
+        def opened(file, mode="r", *arguments, moment=moment, **named):
+            it = really_open(file, mode, *arguments, **named)
+            return _Failing(it, moment, call, error) if "b" in mode else it
+
+        with monkeypatch.context() as patch:
+            patch.setattr(io, "open", opened)
+            with contextlib.suppress(UserError, OSError):
+                checkpoint.save(tmp_path, snapshot(2), ABOUT)
+                checkpoint.prune(tmp_path, lambda steps: {2})
+        saved, refused = checkpoint.newest(tmp_path)
+        assert saved is not None, fatal
+        assert refused == []
+        checkpoint.clean(tmp_path)
+        assert not list(tmp_path.rglob(".tmp-*"))
+        if calls < fatal:
+            break
+        faults += 1
+        if saved.snapshot.step == 2:  # failed late: begin again with the first alone
+            checkpoint.save(tmp_path, snapshot(1), ABOUT)
+            checkpoint.prune(tmp_path, lambda steps: {1})
+            shutil.rmtree(checkpoint.path(tmp_path, 2))
+    assert saved.snapshot.step == 2
+    assert checkpoint.steps(tmp_path) == [2]
+    assert faults >= (7 if call == "write" else 12)
 
 
 class _Torn:

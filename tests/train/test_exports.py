@@ -1,12 +1,15 @@
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
 from rn50.config import Average, Storage
+from rn50.model import weights
 from rn50.recipes import recipe
 from rn50.train import checkpoint
-from rn50.train.exports import BEST, Exports
+from rn50.train.exports import BEST, Export, Exports
+from rn50.train.remote_run import Parcel, open_run
 from rn50.train.saving import Saver
 from rn50.train.schedule import Timeline
 from rn50.train.state import Snapshot
@@ -72,9 +75,73 @@ def test_whole_files_are_left_alone(tmp_path, exports, files):
     assert {path: path.stat().st_ino for path in before} == before
 
 
-def test_what_no_checkpoint_holds_stays_as_it_is(tmp_path, exports, files):
+def heard(exports, place, saved, step):
+    lines = []
+    exports.mend(place, saved.about, step, say=lines.append)
+    return lines
+
+
+def test_best_weights_of_a_step_that_was_given_up_are_removed(tmp_path, exports, files):
+    saved = checkpoint.load(checkpoint.path(tmp_path, 30))
+    checkpoint.prune(tmp_path, lambda steps: {30})
+    (tmp_path / BEST).write_bytes(files[10][BEST])
+    (line,) = heard(exports, tmp_path, saved, 30)
+    assert not (tmp_path / BEST).exists()
+    assert "it is of step 10 (model); the best so far is step 20 (model)" in line
+
+
+def test_weights_of_later_steps_are_removed_where_there_are_none_to_write(tmp_path, exports, files):
+    for name, data in files[10].items():
+        (tmp_path / name).write_bytes(data)
+    shutil.copytree(checkpoint.path(tmp_path, 20), checkpoint.path(tmp_path, 5))
+    saved = replace(checkpoint.load(checkpoint.path(tmp_path, 10)), about={"best": None})
+    lines = heard(exports, tmp_path, saved, 5)  # of an epoch's middle, when nothing is written
+    assert [*tmp_path.glob("*.safetensors")] == []
+    assert len(lines) == 3
+    assert f"removed {tmp_path / BEST}: it is of step 10 (model), and no step" in lines[-1]
+
+
+def test_right_weights_that_no_checkpoint_holds_stay(tmp_path, exports, files):
+    saved = checkpoint.load(checkpoint.path(tmp_path, 30))
+    checkpoint.prune(tmp_path, lambda steps: {30})
+    for name in files[30]:
+        (tmp_path / name).write_bytes(files[30][name])
+    assert heard(exports, tmp_path, saved, 30) == []
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")} == files[30]
+
+
+@pytest.mark.parametrize("lies", ["there", "elsewhere"])
+def test_best_weights_are_restored_from_the_mirror_if_it_can_be_asked(
+    tmp_path, exports, files, lies
+):
+    mirror = tmp_path / "mirror"
+    path = checkpoint.path(tmp_path, 20)
+    open_run(str(mirror)).send(Parcel(20, path, b""))
     saved = checkpoint.load(checkpoint.path(tmp_path, 40))
     checkpoint.prune(tmp_path, lambda steps: {40})
     (tmp_path / BEST).write_bytes(files[10][BEST])
-    exports.mend(tmp_path, saved.about, 40)
-    assert (tmp_path / BEST).read_bytes() == files[10][BEST]
+    url = str(mirror if lies == "there" else tmp_path / "nothing")
+    run = replace(exports.run, storage=replace(exports.run.storage, mirror=url))
+    lines = heard(replace(exports, run=run), tmp_path, saved, 40)
+    if lies == "there":
+        assert ((tmp_path / BEST).read_bytes(), lines) == (files[20][BEST], [])
+    else:
+        assert not (tmp_path / BEST).exists()
+        assert len(lines) == 1
+    assert [*tmp_path.glob(".tmp-*")] == []
+
+
+def test_a_run_that_goes_on_from_another_runs_checkpoint_has_no_best_of_the_other(
+    tmp_path, exports, files
+):
+    checkpoint.prune(tmp_path, lambda steps: {30, 40})
+    later = exports.header(Export(BEST, "model", 40))
+    weights.save(tmp_path / BEST, snapshot(40).model, later)
+    other = tmp_path / "other"
+    other.mkdir()
+    source = open_run(str(tmp_path))
+    checkpoint.publish(other, 30, lambda into: source.fetch(30, into, other))
+    source.fetch_files(other)
+    assert weights.told(other / BEST)["about"]["step"] == 40
+    exports.mend(other, checkpoint.load(checkpoint.path(other, 30)).about, 30)
+    assert not (other / BEST).exists()

@@ -2,6 +2,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rn50.errors import DataError, UsageError
 from rn50.observe import record
 from rn50.train import checkpoint
 from rn50.train.mirror import Mirror
-from rn50.train.remote_run import open_run
+from rn50.train.remote_run import Parcel, RemoteRun, open_run
 from rn50.train.state import Snapshot
 from servers import credentials, empty_bucket, s3_store, use_store, wired
 
@@ -344,14 +345,134 @@ def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(wire, 
     mirror.published(save(place, 1))
     drain(mirror)
     mirror.published(save(place, 1, numbers=7))
+    drain(mirror)
+    manifest = json.loads(content("checkpoints/step-00000001/manifest.json"))
+    here = json.loads((place / "checkpoints/step-00000001/manifest.json").read_text())
+    assert manifest["model.safetensors"] == here["model.safetensors"]
+    assert set(there().sizes("checkpoints/step-00000001")) == {
+        f"checkpoints/step-00000001/{name}" for name in (*manifest, "manifest.json")
+    }
+
+
+def fetched(url, into):
+    """Return the newest checkpoint at a URL as an empty machine gets it."""
+    run = there(url)
+    step = run.steps()[0]
+    checkpoint.publish(into, step, lambda folder: run.fetch(step, folder, into))
+    saved, refused = checkpoint.newest(into)
+    assert refused == []
+    return saved
+
+
+def replace_with_outage(place, url, monkeypatch, lasts):
+    """Mirror step 1, then another of its step of which so many writes arrive; return the latter."""
+    mirror = new(place, url=url)
+    mirror.published(save(place, 1))
+    drain(mirror)
+    left = lasts
+
+    def failing(method):
+        def through(self, *given):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ConnectionError("an outage")
+            return method(self, *given)
+
+        return through
+
+    path = save(place, 1, numbers=7)
+    with monkeypatch.context() as patch:
+        for name in ("put", "remove"):
+            patch.setattr(RemoteRun, name, failing(getattr(RemoteRun, name)))
+        with suppress(ConnectionError):
+            there(url).send(Parcel(1, path, (place / record.FILE_NAME).read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("lasts", range(16))
+def test_the_first_of_a_step_counts_until_the_second_is_whole(place, tmp_path, monkeypatch, lasts):
+    url = str(tmp_path / "mirror")
+    path = replace_with_outage(place, url, monkeypatch, lasts)
+    old, later = 1000, 7
+    assert len(fetched(url, tmp_path / "a").snapshot.model["w"]) in (old, later)
+    there(url).clean()  # as the next start does
+    assert len(fetched(url, tmp_path / "b").snapshot.model["w"]) in (old, later)
+    mirror = new(place, url=url)
+    mirror.published(path)
+    drain(mirror)
+    copy = tmp_path / "copy"
+    shutil.copytree(url, copy)
+    saved, refused = checkpoint.newest(copy)
+    assert (len(saved.snapshot.model["w"]), refused) == (later, [])
+    names = {file.name for file in saved.path.iterdir()}
+    assert names == {file.name for file in path.iterdir()} | {record.FILE_NAME}
+
+
+def test_a_third_of_a_step_may_follow_a_second_that_was_half_sent(place, tmp_path, monkeypatch):
+    for lasts in range(6, 10):
+        url = str(tmp_path / f"mirror-{lasts}")
+        replace_with_outage(place, url, monkeypatch, lasts)
+        path = save(place, 1, numbers=9)
+        parcel = Parcel(1, path, (place / record.FILE_NAME).read_bytes())
+        for more in range(12):
+            with monkeypatch.context() as patch:
+                left = iter(range(more))
+                put = RemoteRun.put
+
+                def failing(self, *given, left=left, put=put):
+                    if next(left, None) is None:
+                        raise ConnectionError("an outage")
+                    put(self, *given)
+
+                patch.setattr(RemoteRun, "put", failing)
+                with suppress(ConnectionError):
+                    there(url).send(parcel)
+            fetched(url, tmp_path / f"{lasts}-{more}")
+        assert len(fetched(url, tmp_path / f"{lasts}").snapshot.model["w"]) == 9
+
+
+def test_what_is_alike_in_two_of_a_step_is_sent_once(wire, place):
+    mirror = new(place)
+    mirror.published(save(place, 1))
+    drain(mirror)
+    about = {"fingerprint": "f", "run": {}, "data": "d", "best": {"step": 1}}
+    mirror.published(checkpoint.save(place, snapshot(1), about))
     wire.requests.clear()
     drain(mirror)
-    manifest = f"/{BUCKET}/one/checkpoints/step-00000001/manifest.json"
-    changes = [(how, path) for how, path in wire.requests if how in ("PUT", "DELETE")]
-    assert changes[0] == ("DELETE", manifest)
-    there = json.loads(content("checkpoints/step-00000001/manifest.json"))
-    here = json.loads((place / "checkpoints/step-00000001/manifest.json").read_text())
-    assert there["model.safetensors"] == here["model.safetensors"]
+    assert not any("safetensors" in path for path in wire.sent)
+    assert json.loads(content("checkpoints/step-00000001/state.json"))["about"] == about
+
+
+def test_what_a_run_goes_back_to_is_there_before_what_is_void_is_removed(wire, place):
+    mirror = new(place)
+    old = save(place, 4)
+    mirror.published(save(place, 8))
+    while there().steps() != [8]:
+        mirror.turn()
+    checkpoint.forget_after(place, 4)
+    seen = []
+    wire.refuse = lambda method, path: seen.append((method, path)) and None
+    mirror.forget_after(4)
+    drain(mirror)
+    assert there().steps() == [4]
+    sent = seen.index(("PUT", f"/{BUCKET}/one/checkpoints/{old.name}/manifest.json"))
+    gone = ("DELETE", f"/{BUCKET}/one/checkpoints/step-00000008/manifest.json")
+    assert sent < seen.index(gone)
+
+
+def test_best_weights_that_are_taken_back_here_are_removed_there(wire, place):
+    clock = Clock()
+    mirror = new(place, clock)
+    (place / "best.safetensors").write_bytes(b"w" * 100)
+    drain(mirror)
+    assert content("best.safetensors") == b"w" * 100
+    (place / "best.safetensors").unlink()
+    assert mirror.is_behind
+    clock.now += 60
+    drain(mirror)
+    assert not mirror.is_behind
+    assert "best.safetensors" not in there().sizes("")
 
 
 def test_leftovers_of_interrupted_sendings_are_removed(wire, place):

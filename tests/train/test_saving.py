@@ -86,6 +86,33 @@ def test_a_worse_model_after_resuming_does_not_replace_the_best(tmp_path, make):
     assert kept(tmp_path) == [10, 20, 40]  # the best, the one resumed from, the newest
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"best_metric": "loss"}),
+        ({"best_metric": "loss"}, {"best_metric": "top1"}),
+        ({"best_of": "average"}, {"best_of": "model"}),
+    ],
+)
+def test_a_best_of_another_measure_is_forgotten_and_that_is_said(tmp_path, make, before, after):
+    go(make(**before), epoch(10, model=0.45, average=0.6))
+    saved, _ = checkpoint.newest(tmp_path)
+    saver, said = make((saved.about, 10), **after), []
+    saver.told(said.append)
+    assert [(one["kind"], one["step"]) for one in said] == [("warning", 10)]
+    assert "it is forgotten, and the next that is evaluated is the best" in said[0]["message"]
+    go(saver, epoch(20, model=0.3, average=0.2), epoch(30, model=0.2, average=0.1))
+    saved, _ = checkpoint.newest(tmp_path)
+    assert saved.about["best"]["step"] == 20
+    assert saved.about["best"]["network"] == "model"
+    again, said = make((saved.about, 30), **after), []
+    again.told(said.append)
+    assert said == []
+    go(again, epoch(40, model=0.25))
+    saved, _ = checkpoint.newest(tmp_path)
+    assert saved.about["best"]["step"] == 20
+
+
 def test_save_best_only_writes_weights_when_they_are_best_and_at_the_end(tmp_path, make):
     saver = make(save_best_only=True)
     go(saver, epoch(10, model=0.2, average=0.1))

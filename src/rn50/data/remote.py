@@ -5,9 +5,12 @@ Each file is fetched beside its place, compared with the manifest by size and ha
 manifest itself comes last. So a file that is there is whole, a folder with a manifest is complete,
 and whoever was killed goes on at the first file that is missing. One process of a machine fetches
 while the others wait for its lock, with no need to know of each other.
+
+Where the URL cannot be reached, the complete copy that was used last is taken.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +24,15 @@ from rn50.data import cache
 from rn50.data.shards import FORMAT, MANIFEST, PackedDataset, files
 from rn50.errors import DataError, UsageError
 from rn50.observe.progress import progress
-from rn50.remote_files import Count, Folder, Terms, fetch_all, is_plain_name, is_remote
+from rn50.remote_files import (
+    Count,
+    Folder,
+    Terms,
+    UnreachableError,
+    fetch_all,
+    is_plain_name,
+    is_remote,
+)
 
 _TERMS = Terms(
     must_be="the folder that `rn50 prepare` made, copied whole",
@@ -35,7 +46,8 @@ def local_folder(data: str, *, say: Say = lambda line: None) -> Path:
     """Return a local folder with the packed data set at ``data``.
 
     A path is returned as it is, unopened. What a URL names is copied into the cache folder first,
-    as far as it is not there; the files that are there are not read again.
+    as far as it is not there; the files that are there are not read again. While the URL cannot be
+    reached, a whole copy will do.
 
     Args:
         data: A folder made by ``rn50 prepare``, or the URL of a copy of one: ``s3://``,
@@ -44,20 +56,43 @@ def local_folder(data: str, *, say: Say = lambda line: None) -> Path:
 
     Raises:
         DataError: There is no packed data set, it may not be read, or it is damaged.
+        UnreachableError: The URL cannot be reached, and no whole copy of it is here.
         UsageError: A package is missing, or there is no room.
     """
     if not is_remote(data):
         return Path(data)
     remote = remote_files.open_folder(data, _TERMS)
-    manifest = _manifest(remote)
     place = cache.folder() / "remote" / durable.digest(remote.url.encode())[:16]
+    try:
+        manifest = _manifest(remote)
+    except UnreachableError as error:
+        if (copy := _last_used(place)) is None:
+            raise
+        say(
+            f"{remote.url} cannot be reached ({error.__cause__}); using its whole copy in {copy}, "
+            "not knowing whether it was changed there"
+        )
+        return copy
     with durable.explained(place):
         place.mkdir(parents=True, exist_ok=True)
         folder = place / durable.digest(manifest)[:16]
         if not _is_whole(folder, manifest):
             with _lock(place, remote, say):
                 _fetch_missing(remote, folder, manifest, say)
+    with suppress(OSError):  # Of another user, say: only an outage makes use of it.
+        os.utime(folder / MANIFEST)
     return folder
+
+
+def _last_used(place: Path) -> Path | None:
+    """Return the complete copy of a URL that was used last, or None where there is none."""
+    used: dict[Path, float] = {}
+    for path in place.glob(f"*/{MANIFEST}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            manifest, folder = path.read_bytes(), path.parent
+            if folder.name == durable.digest(manifest)[:16] and _is_whole(folder, manifest):
+                used[folder] = path.stat().st_mtime
+    return max(used, key=lambda folder: used[folder], default=None)
 
 
 def _manifest(remote: Folder) -> bytes:

@@ -47,9 +47,12 @@ def refuse(
         The changes that were allowed.
 
     Raises:
-        UsageError: With each change, and how to allow it where it can be.
+        UsageError: With each change, and how to allow it where it can be; the batch size cannot
+            change.
     """
     former = config.from_dict(saved.about["run"])
+    _refuse_other_steps(former, run, saved.snapshot.step, place)
+    steps_per_epoch = num_train // run.images.batch_size
     before, now = config.mathematics(former), config.mathematics(run)
     changed: Changed = {n: (before.get(n), now[n]) for n in now if before.get(n) != now[n]}
     released = saved.about.get("versions", {}).get("mathematics", "1")
@@ -65,8 +68,7 @@ def refuse(
             f"the former values, or name the change: --allow-change {' '.join(refused)}"
         )
     if changed:
-        _refuse_other_averages(former, run, saved.snapshot.step, num_train)
-    steps_per_epoch = num_train // run.images.batch_size
+        _refuse_other_averages(former, run, saved.snapshot.step, steps_per_epoch)
     if run.epochs < former.epochs and run.epochs * steps_per_epoch < saved.snapshot.step:
         raise UsageError(
             f"epochs is {run.epochs}, but the run in {place} has done {saved.snapshot.step} steps "
@@ -82,7 +84,7 @@ def told(saved: Saved, changed: Changed, run: Run, *, steps_per_epoch: int) -> l
         saved: The checkpoint.
         changed: What ``refuse`` returned.
         run: The settings now.
-        steps_per_epoch: Of both runs.
+        steps_per_epoch: Of both runs: ``refuse`` allows no change of it.
     """
     lines = [f"changed: {name}: {one} -> {other}" for name, (one, other) in changed.items()]
     if changed:
@@ -106,7 +108,19 @@ def told(saved: Saved, changed: Changed, run: Run, *, steps_per_epoch: int) -> l
     return lines
 
 
-def _refuse_other_averages(former: Run, run: Run, step: int, num_train: int) -> None:
+def _refuse_other_steps(former: Run, run: Run, step: int, place: Path) -> None:
+    """Refuse what changes the steps per epoch, by which a checkpoint's step is read."""
+    one, other = former.images.batch_size, run.images.batch_size
+    if one != other:
+        raise UsageError(
+            f"images.batch_size was {one} and is {other}, but the {step} steps that the run in "
+            f"{place} has done are batches of {one}: with others they would be another part of the "
+            f"run; resume with --batch-size {one}, or begin a new run with these weights: "
+            f"--init-from {place} and another --output-dir"
+        )
+
+
+def _refuse_other_averages(former: Run, run: Run, step: int, steps_per_epoch: int) -> None:
     """Refuse changes after which an average would not be what its settings say."""
     for name in ("ema_horizon", "swa_epochs"):
         one, other = getattr(former.average, name), getattr(run.average, name)
@@ -115,12 +129,9 @@ def _refuse_other_averages(former: Run, run: Run, step: int, num_train: int) -> 
                 f"average.{name} was {one:g} and is {other:g}; an average can neither begin nor "
                 f"end with a resumption: resume with the former value"
             )
-    held, wanted = (
-        Timeline(one, num_train // one.images.batch_size).swa_count(step) for one in (former, run)
-    )
+    held, wanted = (Timeline(one, steps_per_epoch).swa_count(step) for one in (former, run))
     if held != wanted:
         raise UsageError(
             f"the SWA holds {held} weights after step {step}, and {wanted} by the settings as they "
-            "are changed; once it holds some, resume with the former epochs, batch size and "
-            "average.swa_*"
+            "are changed; once it holds some, resume with the former epochs and average.swa_*"
         )

@@ -35,8 +35,8 @@ class Surroundings:
     """Batches from a step on."""
     px: Callable[[int], int]
     """Side of the images of a step."""
-    settle: Callable[[], None]
-    """Estimate the SWA's BatchNorm statistics anew, where there is one; touch nothing else."""
+    settle: Callable[[], bool]
+    """Estimate the SWA's BatchNorm statistics anew, where there is one; False: asked to stop."""
     evaluate: Callable[[], Scores | None]
     """Scores of the model and its averages on the validation split; None: asked to stop."""
     save: Callable[[Snapshot], None]
@@ -107,7 +107,8 @@ def _end_epoch(
 ) -> None:
     """Evaluate where it is time, and record the epoch; leave it open if asked to stop meanwhile."""
     scores, start = None, time.perf_counter()
-    to.settle()
+    if not to.settle():
+        return
     if _evaluates(run, state.step // timeline.steps_per_epoch):
         scores = to.evaluate()
         timing["eval_seconds"] = round(time.perf_counter() - start, 3)

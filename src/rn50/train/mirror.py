@@ -20,6 +20,7 @@ from rn50.observe import record
 from rn50.observe.record import TIMING, Record
 from rn50.remote_files import UnreachableError, WrongContentError
 from rn50.train import checkpoint, folder
+from rn50.train.exports import BEST
 from rn50.train.remote_run import TERMS, Parcel, RemoteRun, open_run
 
 STOP_LIMIT_S = 20.0
@@ -220,6 +221,12 @@ class Mirror:
             if self._parcel is not None and self._parcel.step > step:
                 self._drop()
         there = {known for known in remote.steps() if known <= step}
+        if not there and (source := self._here().get(step)) is not None:
+            # What is void is better than nothing, so what the run goes on from is sent first.
+            self.published(source)
+            if (parcel := self._next()) is not None:
+                self._send(remote, parcel)
+            there = {known for known in remote.steps() if known <= step}
         remote.retire(there)
         with self._changed:
             self._there, self._unfit = there, {known for known in self._unfit if known <= step}
@@ -246,7 +253,7 @@ class Mirror:
         try:
             remote.send(parcel)
         except (WrongContentError, FileNotFoundError, ValueError):
-            if _is_whole(parcel.folder):
+            if parcel.is_whole:
                 raise
             why = "is no longer whole on this disk and was not sent"
             self._tell("warning", f"the checkpoint of step {parcel.step} {why} to {self._url}")
@@ -281,9 +288,12 @@ class Mirror:
 
     def _send_file(self, remote: RemoteRun, path: Path) -> None:
         stamp = _stamp(path)
-        if stamp is None:
-            return
         name = path.relative_to(self._place).as_posix()
+        if stamp is None:
+            if path.name == BEST:
+                remote.remove(name)
+            self._stamps.pop(path, None)
+            return
         aside = path.with_name(f"{self._prefix}{path.name}")
         try:
             source = path.read_bytes() if stamp[0] <= _SMALL_BYTES else _held(path, aside)
@@ -301,8 +311,12 @@ class Mirror:
         self._stamps[path] = stamp
 
     def _stale(self) -> list[Path]:
-        """Return the files that have changed since they were sent, small ones first."""
-        stamps = {path: _stamp(path) for path in _files(self._place)}
+        """Return the files that have changed since they were sent, small ones first.
+
+        The best weights count that were sent and have been taken back here.
+        """
+        best = {self._place / BEST} & self._stamps.keys()
+        stamps = {path: _stamp(path) for path in {*_files(self._place), *best}}
         stale = [path for path, stamp in stamps.items() if stamp != self._stamps.get(path)]
         return sorted(stale, key=lambda path: stamps[path] or (0, 0))
 
@@ -381,11 +395,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        checkpoint.verify(path)
-    except Exception:
-        return False
-    return True

@@ -4,16 +4,24 @@ It is laid out as on the disk, so that a copy of it is a run's folder. Only, a c
 holds one file more, the record as it was then, so that each can be resumed by itself. Every file
 that is sent is read back and compared by size and hash; a checkpoint's manifest is sent after all
 else and makes it count; when one is removed, its manifest goes first.
+
+A checkpoint of a step that is there with other content counts until the new one does: what differs
+is sent by other names first, a manifest tells of them (``at``), and only then do files and manifest
+of the usual names follow. At each instant one of the two is whole.
 """
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
 
 from rn50 import durable, remote_files
 from rn50.errors import DataError
@@ -59,6 +67,15 @@ class Parcel:
         parts: Manifest = json.loads((self.folder / checkpoint.MANIFEST).read_bytes())
         return {record.FILE_NAME: _part(self.history), **parts}
 
+    @property
+    def is_whole(self) -> bool:
+        """Return whether it verifies on this disk."""
+        try:
+            checkpoint.verify(self.folder)
+        except Exception:
+            return False
+        return True
+
 
 class RemoteRun:
     """The folder of one run at a URL.
@@ -98,15 +115,23 @@ class RemoteRun:
 
     def holds(self, parcel: Parcel) -> bool:
         """Return whether just this checkpoint is there already."""
-        base = _base(parcel.step)
+        base, here = _base(parcel.step), parcel.manifest()
         sizes = self.sizes(base)
-        if f"{base}/{checkpoint.MANIFEST}" not in sizes:
-            return False
-        there = json.loads(self.folder.fs.cat_file(self.folder.of(f"{base}/{checkpoint.MANIFEST}")))
-        here = parcel.manifest()
+        there = self._manifest(base, sizes)
         return _without_history(there) == _without_history(here) and all(
             sizes.get(f"{base}/{name}") == part["bytes"] for name, part in there.items()
         )
+
+    def _manifest(self, base: str, sizes: dict[str, int]) -> Manifest:
+        """Return the manifest of a checkpoint that is there; empty where none can be read."""
+        name = f"{base}/{checkpoint.MANIFEST}"
+        if name not in sizes:
+            return {}
+        with suppress(ValueError):
+            told = json.loads(self.folder.fs.cat_file(self.folder.of(name)))
+            if isinstance(told, dict) and all(isinstance(part, dict) for part in told.values()):
+                return told
+        return {}
 
     def send(self, parcel: Parcel) -> None:
         """Send a checkpoint, publish it, and then point ``LATEST`` to it if it is the newest.
@@ -114,25 +139,48 @@ class RemoteRun:
         Raises:
             WrongContentError: What is there now is not what was sent.
         """
-        base = _base(parcel.step)
+        base, manifest = _base(parcel.step), parcel.manifest()
         if not self.holds(parcel):
-            manifest = parcel.manifest()
-            if f"{base}/{checkpoint.MANIFEST}" in self.sizes(base):
-                self.folder.fs.rm_file(self.folder.of(f"{base}/{checkpoint.MANIFEST}"))
-            for name, part in manifest.items():
-                if name not in parcel.verified:
-                    at = parcel.folder / name
-                    is_lent = name == record.FILE_NAME and not at.exists()
-                    self.put(f"{base}/{name}", parcel.history if is_lent else at, part)
-                    parcel.verified.add(name)
-            sizes = self.sizes(base)
-            if any(sizes.get(f"{base}/{n}") != part["bytes"] for n, part in manifest.items()):
-                parcel.verified.clear()
-                raise WrongContentError("was changed by someone else while it was sent")
-            self.put(f"{base}/{checkpoint.MANIFEST}", json.dumps(manifest, indent=2).encode())
+            if there := self._manifest(base, self.sizes(base)):
+                self._publish(parcel, self._beside(there, parcel))
+            self._publish(parcel, manifest)
         if parcel.is_newest:
             latest = f"{checkpoint.path(Path(), parcel.step).name}\n".encode()
             self.put(f"{checkpoint.FOLDER}/{checkpoint.LATEST}", latest)
+        known = {f"{base}/{name}" for name in (*manifest, checkpoint.MANIFEST)}
+        for name in self.sizes(base):
+            if name not in known:
+                self.folder.fs.rm_file(self.folder.of(name))
+
+    def _beside(self, there: Manifest, parcel: Parcel) -> Manifest:
+        """Return a parcel's manifest with other names for what differs from a checkpoint there."""
+        manifest, base = parcel.manifest(), _base(parcel.step)
+        for name, part in manifest.items():
+            old = there.get(name, {})
+            at = str(old.get("at", name))
+            if {**old, "at": at} == {**part, "at": at} and self._is_right(f"{base}/{at}", part):
+                parcel.verified.add(at)
+            else:
+                at = f"{name}.{part['blake2b'][:8]}"
+            if at != name:
+                manifest[name] = {**part, "at": at}
+        return manifest
+
+    def _publish(self, parcel: Parcel, manifest: Manifest) -> None:
+        """Send what is not known to be there, and after it the manifest."""
+        base = _base(parcel.step)
+        names = {name: part.get("at", name) for name, part in manifest.items()}
+        for name, part in manifest.items():
+            if names[name] not in parcel.verified:
+                source = parcel.folder / name
+                is_lent = name == record.FILE_NAME and not source.exists()
+                self.put(f"{base}/{names[name]}", parcel.history if is_lent else source, part)
+                parcel.verified.add(names[name])
+        sizes = self.sizes(base)
+        if any(sizes.get(f"{base}/{names[n]}") != part["bytes"] for n, part in manifest.items()):
+            parcel.verified.clear()
+            raise WrongContentError("was changed by someone else while it was sent")
+        self.put(f"{base}/{checkpoint.MANIFEST}", json.dumps(manifest, indent=2).encode())
 
     def put(self, name: str, source: Path | bytes, part: dict[str, Any] | None = None) -> None:
         """Send one file and read it back.
@@ -170,12 +218,19 @@ class RemoteRun:
 
     def has(self, name: str, source: Path) -> bool:
         """Return whether a file is there with this content already, as after a restart."""
-        part = _part(source)
+        return self._is_right(name, _part(source))
+
+    def _is_right(self, name: str, part: dict[str, Any]) -> bool:
         try:
             remote_files.check(self.folder, name, part["bytes"], part["blake2b"])
         except (WrongContentError, FileNotFoundError):
             return False
         return True
+
+    def remove(self, name: str) -> None:
+        """Remove one file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.folder.fs.rm_file(self.folder.of(name))
 
     def retire(self, kept: Collection[int]) -> None:
         """Remove the other checkpoints, and what is left of interrupted sendings and removals."""
@@ -212,26 +267,59 @@ class RemoteRun:
         Raises:
             UserError: It cannot be read, or is not what its manifest says.
         """
-        base = _base(step)
-        content = self.folder.read(f"{base}/{checkpoint.MANIFEST}")
-        url = self.folder.url_of(base)
-        try:
-            entries = [{"file": name, **part} for name, part in json.loads(content).items()]
-            if not all(remote_files.is_plain_name(entry["file"]) for entry in entries):
-                raise ValueError("a file has no plain name")
-            num_bytes = sum(int(entry["bytes"]) for entry in entries)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{url} is not a whole checkpoint: {error}") from error
-        there = replace(self.folder, url=url, path=self.folder.of(base))
-        with progress("fetching the checkpoint", in_bytes=True) as report:
-            remote_files.fetch_all(there, into, entries, Count(0, num_bytes, report))
-        durable.write_bytes(into / checkpoint.MANIFEST, content)
+        manifest = self._fetch_parts(step, into, lambda name: True)
+        durable.write_json(into / checkpoint.MANIFEST, manifest)
         history = into / record.FILE_NAME
         newest = self._record()
         if history.exists() and not newest.startswith(history.read_bytes()):
             newest = history.read_bytes()
         if newest:
             durable.write_bytes(run_dir / record.FILE_NAME, newest)
+
+    def fetch_network(self, step: int, name: str, into: Path) -> dict[str, Tensor] | None:
+        """Return a network of a checkpoint, its file fetched into an empty folder.
+
+        Args:
+            step: Of the checkpoint.
+            name: One of ``record.NETWORKS``.
+            into: The folder.
+
+        Returns:
+            Its tensors, or None where the checkpoint has no such network.
+
+        Raises:
+            UserError: It cannot be read, or is not what the manifest says.
+        """
+        file = f"{name}.safetensors"
+        self._fetch_parts(step, into, lambda other: other == file)
+        try:
+            return safetensors.torch.load_file(into / file) if (into / file).exists() else None
+        except safetensors.SafetensorError as error:
+            url = self.folder.url_of(f"{_base(step)}/{file}")
+            raise DataError(f"{url} holds no weights: {error}") from error
+
+    def _fetch_parts(self, step: int, into: Path, wanted: Callable[[str], bool]) -> Manifest:
+        """Fetch some of a checkpoint's files, and return the manifest by the usual names."""
+        base = _base(step)
+        url = self.folder.url_of(base)
+        content = self.folder.read(f"{base}/{checkpoint.MANIFEST}")
+        try:
+            manifest: Manifest = json.loads(content)
+            names = {name: part.pop("at", name) for name, part in manifest.items()}
+            if not all(map(remote_files.is_plain_name, (*names, *names.values()))):
+                raise ValueError("a file has no plain name")
+            entries = [{"file": at, **manifest[name]} for name, at in names.items() if wanted(name)]
+            num_bytes = sum(int(entry["bytes"]) for entry in entries)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{url} is not a whole checkpoint: {error}") from error
+        there = replace(self.folder, url=url, path=self.folder.of(base))
+        with progress("fetching the checkpoint", in_bytes=True) as report:
+            remote_files.fetch_all(there, into, entries, Count(0, num_bytes, report))
+        with durable.explained(into):
+            for name, at in names.items():
+                if wanted(name) and at != name:
+                    os.replace(into / at, into / name)
+        return manifest
 
     def _record(self) -> bytes:
         """Return the record as it was sent last, which may tell of later steps; none: empty."""

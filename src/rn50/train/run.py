@@ -40,7 +40,7 @@ from rn50.train import resume as resumes
 from rn50.train import state as states
 from rn50.train.checkpoint import Saved
 from rn50.train.clouds import notice_service
-from rn50.train.exports import Exports
+from rn50.train.exports import BEST, Exports
 from rn50.train.inputs import open_data, plan_of
 from rn50.train.loop import Surroundings, train
 from rn50.train.mirroring import Mirrored, mirroring
@@ -80,6 +80,8 @@ class _Job:
     group: Group
     meter: Meter
     """What this process costs."""
+    say: Callable[[str], None]
+    """Shows the user a line; on the first process alone."""
     begun: Origin | None = None
     """The weights that the run began from, where they were not random."""
     changes: list[str] = field(default_factory=list)
@@ -115,7 +117,7 @@ def start(
         job = _prepare(run, group, asked, meter, say)
         if group.is_first:
             stack.enter_context(lock.locked(job.place, say=say))
-        saved = _to_resume(job, asked, allow_change, say) if asked else None
+        saved = _to_resume(job, asked, allow_change) if asked else None
         if group.is_first:
             checkpoint.clean(job.place)
         stop = stack.enter_context(StopRequest())
@@ -128,11 +130,11 @@ def start(
             )
         )
         if saved is not None and _is_finished(job, saved):
-            _mend(job, saved.about, saved.snapshot.step)
+            _mend(job, saved.about, saved.snapshot.step, is_open=False)
             say(f"the run in {job.place} is finished; nothing is left to do")
             return group.share(partial(_finished, job.place))
-        state, job = _state(job, saved, say)
-        job = _with_micro_batch(job, state, saved, say)
+        state, job = _state(job, saved)
+        job = _with_micro_batch(job, state, saved)
         told = None if saved is None else saved.about
         saved = None  # its tensors are in the state now
         back = rollback.RollBack(run, job.place, group, mirror.forget_after, say)
@@ -162,14 +164,13 @@ def _prepare(run: Run, group: Group, asked: str, meter: Meter, say: Callable[[st
         compute=compute,
         group=group,
         meter=meter,
+        say=say,
     )
 
 
-def _to_resume(
-    job: _Job, asked: str, allow_change: tuple[str, ...], say: Callable[[str], None]
-) -> Saved | None:
+def _to_resume(job: _Job, asked: str, allow_change: tuple[str, ...]) -> Saved | None:
     """Return the checkpoint to go on from, after checking that it is of the same run."""
-    saved = resumes.choose(job.place, asked, job.run.storage.mirror, job.group, say)
+    saved = resumes.choose(job.place, asked, job.run.storage.mirror, job.group, job.say)
     if saved is None:
         trackers.check(job.run.log)
         return None
@@ -179,17 +180,18 @@ def _to_resume(
     steps_per_epoch = plan_of(job.run, job.train_split, job.group).steps_per_epoch
     lines = changes.told(saved, changed, job.run, steps_per_epoch=steps_per_epoch)
     for line in lines:
-        say(line)
+        job.say(line)
     job.changes.extend(lines)
     return saved
 
 
-def _state(job: _Job, saved: Saved | None, say: Callable[[str], None]) -> tuple[TrainState, _Job]:
+def _state(job: _Job, saved: Saved | None) -> tuple[TrainState, _Job]:
     """Return the state to go on from, and the job with the weights that it began from."""
     state = states.new(job.run, job.compute, job.group)
     if saved is None:
         class_ids = tuple(c.id for c in job.dataset.classes)
-        return state, replace(job, begun=origin.begin(state, job.run, job.group, class_ids, say))
+        begun = origin.begin(state, job.run, job.group, class_ids, job.say)
+        return state, replace(job, begun=begun)
     try:
         states.restore(state, saved.snapshot)
     except ValueError as error:
@@ -197,15 +199,13 @@ def _state(job: _Job, saved: Saved | None, say: Callable[[str], None]) -> tuple[
     return state, replace(job, begun=saved.about.get("init_from"))
 
 
-def _with_micro_batch(
-    job: _Job, state: TrainState, saved: Saved | None, say: Callable[[str], None]
-) -> _Job:
+def _with_micro_batch(job: _Job, state: TrainState, saved: Saved | None) -> _Job:
     """Return the job with the number of images that each process takes at once."""
     chosen = probe.micro_batch(
         *(job.run, state.model, job.compute, job.group),
         plan_of(job.run, job.train_split, job.group),
         begun_with=saved.about.get("micro_batch", 0) if saved is not None else 0,
-        say=say,
+        say=job.say,
     )
     return replace(job, compute=replace(job.compute, micro_batch=chosen))
 
@@ -253,17 +253,19 @@ def _train(
         watched = run.storage.spot_notices if group.local_rank == 0 else "off"
         watch = stack.enter_context(Watch(notice_service(watched)))
         requests = Requests(stop, watch, group, write)
+
+        def stopping() -> bool:
+            return requests.stopping(state.step)
+
         stoppable = StoppableLoader(
-            loader,
-            num_batches(job.val_split.num_images, group.world_size),
-            lambda: requests.stopping(state.step),
+            loader, num_batches(job.val_split.num_images, group.world_size), stopping
         )
         surroundings = Surroundings(
             batches=partial(bad.batches, loader, job.train_split, plan, timeline.total_steps),
             px=plan.px,
             settle=partial(
                 swa.estimate_statistics,
-                *(state, engine, timeline, plan, read),
+                *(state, engine, timeline, plan, read, stopping),
             ),
             evaluate=partial(_evaluate, job, state, timeline, stoppable, bad),
             save=saver.save,
@@ -325,8 +327,10 @@ def _saver(
         )
     before = None
     if resumed is not None:
+        _mend(job, resumed, state.step, is_open=state.is_left_open(_exports(job).timeline))
+        if not (job.place / BEST).exists():  # and so the next that is evaluated is the best
+            resumed = {**resumed, "best": None}
         before = (resumed, state.step)
-        _mend(job, resumed, state.step)
     saver = Saver(_exports(job), about, store, before)
     mirror.keep_by(saver.kept)
     return saver
@@ -338,9 +342,9 @@ def _exports(job: _Job) -> Exports:
     return Exports(job.run, classes, Timeline(job.run, plan.steps_per_epoch))
 
 
-def _mend(job: _Job, resumed: dict[str, Any], step: int) -> None:
+def _mend(job: _Job, resumed: dict[str, Any], step: int, *, is_open: bool) -> None:
     if job.group.is_first:
-        _exports(job).mend(job.place, resumed, step)
+        _exports(job).mend(job.place, resumed, step, is_open=is_open, say=job.say)
 
 
 def _facts(job: _Job, state: TrainState, timeline: Timeline) -> dict[str, Any]:

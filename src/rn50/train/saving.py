@@ -77,6 +77,21 @@ def _newest_kept(storage: Storage) -> int:
     return 1 if storage.save_best_only else storage.keep_checkpoints
 
 
+def _other_measure(resumed: tuple[dict[str, Any], int], storage: Storage) -> Record | None:
+    """Return a warning where the best so far was told by another measure than it is now."""
+    told, step = resumed
+    before = config.from_dict(told["run"]).storage
+    was, now = ((one.best_metric, one.best_of) for one in (before, storage))
+    if was == now:
+        return None
+    message = (
+        f"the best network so far was told by the {was[0]} of {was[1]}, and is by the {now[0]} of "
+        f"{now[1]} from now on: it is forgotten, and the next that is evaluated is the best; "
+        f"{BEST} stays as it is until then"
+    )
+    return {"kind": "warning", "step": step, "message": message}
+
+
 class Saver:
     """Decides what a save writes and keeps, on the first process; on the others it does nothing.
 
@@ -102,9 +117,16 @@ class Saver:
         self._resumed_from = None if resumed is None else resumed[1]
         best = None if resumed is None else resumed[0].get("best")
         self._best = None if best is None else Best(**best)
+        self._forgotten = None
+        if resumed is not None and best is not None:
+            self._forgotten = _other_measure(resumed, exports.run.storage)
+        if self._forgotten is not None:
+            self._best = None
 
     def told(self, write: Callable[[Record], None]) -> Callable[[Record], None]:
-        """Return ``write``, followed by what became of saves."""
+        """Return ``write``, followed by what became of saves; warn of a best that was forgotten."""
+        if self._forgotten is not None and self._store is not None:
+            write(self._forgotten)
 
         def both(one: Record) -> None:
             if one["kind"] == "epoch":
@@ -128,7 +150,9 @@ class Saver:
         is_best = found is not None and found.beats(self._best, self._run.storage)
         self._best = found if is_best else self._best
         networks = checkpoint.parts(snapshot)
-        due = self._exports.at(snapshot.step, networks)
+        # Of an epoch left open, the SWA's statistics may not have been estimated.
+        is_open = snapshot.is_left_open(self._exports.timeline)
+        due = [] if is_open else self._exports.at(snapshot.step, networks)
         if is_best and self._best is not None:
             due.append(Export(BEST, self._best.network, snapshot.step))
         exports = tuple((one.file, one.network, self._exports.header(one)) for one in due)
