@@ -12,6 +12,9 @@ from rn50.errors import UsageError
 from rn50.model import average
 from rn50.train import sam
 
+_FEWEST_UPDATES = 8
+"""Of an EMA in a whole run, unless it is updated at every step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
@@ -51,19 +54,16 @@ class Timeline:
             )
 
     def _refuse_stale_ema(self) -> None:
-        """Refuse an EMA whose updates lie further apart than it reaches back.
+        """Refuse an EMA of a handful of updates: copies of the model as it was some while ago.
 
-        It would be a copy of the model as it was at some step, or of the initial weights.
+        Of none, it would be the initial weights.
         """
-        average = self.run.average
-        reach = average.ema_horizon * self.total_steps
-        if average.ema_horizon and average.every_steps > max(1.0, reach):
+        average, total = self.run.average, self.total_steps
+        if average.ema_horizon and 1 < average.every_steps > total / _FEWEST_UPDATES:
             raise UsageError(
-                f"average.every_steps is {average.every_steps}, but the EMA reaches back over "
-                f"{reach:.3g} of the run's {self.total_steps} steps (average.ema_horizon "
-                f"{average.ema_horizon:g}), so it would only hold weights of an earlier step; "
-                f"give --average.every-steps {max(1, int(reach))} or fewer, or a longer "
-                "--ema-horizon"
+                f"average.every_steps is {average.every_steps}, but the run has only {total} steps,"
+                f" so the EMA would be updated {total // average.every_steps} times; give "
+                f"--average.every-steps {max(1, total // _FEWEST_UPDATES)} or fewer"
             )
 
     @property
