@@ -308,7 +308,7 @@ def test_the_timeline_hands_out_momentum_and_sharpness_aware_steps():
             {},
             r"updated 6 times;.*every-steps 5 or",
         ),
-        ({"ema_horizon": 0.04, "every_steps": 5}, {}, None),
+        ({"ema_horizon": 0.04, "every_steps": 8}, {}, None),
         ({"ema_horizon": 0.001, "every_steps": 1}, {}, None),
         ({"every_steps": 100}, {}, None),
         ({}, {"sam_rho": 0.1, "sam_every": 41}, r"only 40 steps, so none would be sharpness-aware"),

@@ -12,7 +12,7 @@ from rn50.errors import UsageError
 from rn50.model import average
 from rn50.train import sam
 
-_FEWEST_UPDATES = 8
+_FEWEST_UPDATES = 5
 """Of an EMA in a whole run, unless it is updated at every step."""
 
 
