@@ -304,9 +304,9 @@ def test_the_timeline_hands_out_momentum_and_sharpness_aware_steps():
     [
         ({"ema_horizon": 0.04, "every_steps": 41}, {}, r"only 40 steps.* updated 0 times; give"),
         (
-            {"ema_horizon": 0.04, "every_steps": 6},
+            {"ema_horizon": 0.04, "every_steps": 9},
             {},
-            r"updated 6 times;.*every-steps 5 or",
+            r"updated 4 times;.*every-steps 8 or",
         ),
         ({"ema_horizon": 0.04, "every_steps": 8}, {}, None),
         ({"ema_horizon": 0.001, "every_steps": 1}, {}, None),
