@@ -118,7 +118,7 @@ def test_grad_cam_is_compared_with_the_library_on_the_demo(tmp_path: Path) -> No
     assert all(float(row["largest difference to grad-cam"]) < 1e-4 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_section_of_the_gpu_benchmark_runs_in_miniature(tmp_path: Path) -> None:
     run(BENCHMARKS / "gpu.py", "--cpu-smoke", "--out", tmp_path)
     sections = report(tmp_path / "gpu.json")

@@ -166,6 +166,7 @@ def test_data_that_is_there_is_found_and_other_data_is_not(packed, tmp_path):
     assert "does not exist" in gone.why
 
 
+@pytest.mark.long
 def test_another_network_of_the_run_is_analysed(run, packed, tmp_path):
     found = sections(run, packed, replace(SETTINGS, network="average", px=(32,)))
     assert found[0].facts["network"] == "average"
@@ -174,6 +175,7 @@ def test_another_network_of_the_run_is_analysed(run, packed, tmp_path):
     assert found[1].facts["sizes"][0]["loss"] == expected["loss"]
 
 
+@pytest.mark.long
 def test_a_foreign_file_is_analysed_on_data_of_as_many_classes(packed, tmp_path):
     net = build(replace(a_model(4), stem="small"), seed=0)
     file = tmp_path / "theirs.pth"
@@ -194,11 +196,21 @@ def test_data_of_other_classes_is_refused(packed, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": 0}, "images is 0; a gallery has at least 1"),
+        pytest.param(
+            {"images": 0}, "images is 0; a gallery has at least 1", marks=pytest.mark.long
+        ),
         ({"px": (4,)}, "px is 4; a test size has 8 to 2048 pixels"),
         ({"class_id": "a cat"}, "class is 'a cat', but .* such as ant; that is the name of cat"),
-        ({"layer": "layer5"}, "layer is 'layer5', which the network has not; give a stage"),
-        ({"class_id": "cow"}, "class is 'cow', but classes are told by their ids, such as ant$"),
+        pytest.param(
+            {"layer": "layer5"},
+            "layer is 'layer5', which the network has not; give a stage",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"class_id": "cow"},
+            "class is 'cow', but classes are told by their ids, such as ant$",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_settings_that_fit_no_network_are_refused(run, packed, change, message):
@@ -215,6 +227,7 @@ def test_maps_of_one_class_are_of_its_images_and_those_taken_for_it(run, packed)
     assert all("bee" in (fact["true"], fact["predicted"]) for fact in shown)
 
 
+@pytest.mark.long
 def test_a_class_of_which_nothing_is_seen_has_no_maps(packed, tmp_path):
     net = torchvision.models.resnet18(num_classes=1000)
     with torch.no_grad():

@@ -46,7 +46,7 @@ def told(place: Path, kind: str) -> list[record.Record]:
     return [r for r in record.read(place / "metrics.jsonl") if r["kind"] == kind]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_up_to_three_bad_updates_in_a_row_are_as_if_they_had_been_left_out(packed, tmp_path):
     steps = [1, 4, 5, 6, 11]
     skipped, left_out = tmp_path / "skipped", tmp_path / "left_out"

@@ -16,14 +16,19 @@ def without_batch_norm(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_and_micro_batches_train_what_one_process_trains(packed, tmp_path):
+@pytest.mark.parametrize(
+    ("processes", "split"),
+    [
+        pytest.param(2, (), marks=pytest.mark.long),
+        pytest.param(1, ("--micro-batch", "4"), marks=pytest.mark.long),
+        (2, ("--micro-batch", "4")),
+    ],
+)
+def test_two_processes_and_micro_batches_train_what_one_process_trains(
+    processes, split, packed, tmp_path
+):
     places = {}
-    for name, processes, more in (
-        ("one", 1, ()),
-        ("two", 2, ()),
-        ("accumulated", 1, ("--micro-batch", "4")),
-        ("both", 2, ("--micro-batch", "4")),
-    ):
+    for name, processes, more in (("one", 1, ()), ("other", processes, split)):
         places[name] = tmp_path / name
         sharpness = ("--optim.sam-rho", "0.05", "--optim.sam-every", "3")
         more = ("--epochs", "2", "--ema-horizon", "0.1", *sharpness, *more)
@@ -43,15 +48,14 @@ def test_two_processes_and_micro_batches_train_what_one_process_trains(packed, t
         for name, records in histories.items()
     }
     assert all(s["images"] == 36 for s in scores["one"])
-    for other in ("two", "accumulated", "both"):
-        for key, value in weights["one"].items():
-            torch.testing.assert_close(weights[other][key], value, rtol=2e-4, atol=1e-6)
-        for mine, theirs in zip(told["one"], told[other], strict=True):
-            assert mine[:2] == theirs[:2]
-            assert mine[2:] == pytest.approx(theirs[2:], abs=2e-4)
-        for mine, theirs in zip(scores["one"], scores[other], strict=True):
-            assert (mine["images"], mine["top1"]) == (theirs["images"], theirs["top1"])
-            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+    for key, value in weights["one"].items():
+        torch.testing.assert_close(weights["other"][key], value, rtol=2e-4, atol=1e-6)
+    for mine, theirs in zip(told["one"], told["other"], strict=True):
+        assert mine[:2] == theirs[:2]
+        assert mine[2:] == pytest.approx(theirs[2:], abs=2e-4)
+    for mine, theirs in zip(scores["one"], scores["other"], strict=True):
+        assert (mine["images"], mine["top1"]) == (theirs["images"], theirs["top1"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
 
 
 @pytest.mark.long
@@ -90,7 +94,7 @@ def test_workers_whose_torchrun_was_killed_save_and_end(packed, tmp_path):
     runs.assert_same_end(whole, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_machines_need_not_see_each_other_s_folders(packed, tmp_path):
     """The first process's folder is the run's; the others are given what they go on from."""
     whole = tmp_path / "whole"

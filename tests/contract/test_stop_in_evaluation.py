@@ -24,7 +24,7 @@ SWA = (
     *("--ema-horizon", "0", "--storage.checkpoint-steps", "0"),
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def command(packed: Path, place: Path, epochs: int, processes: int) -> list[str]:
@@ -78,8 +78,8 @@ def stop_in_pass(words: list[str], noted: Path, pause_s: float = PAUSE_S) -> tup
     ("epochs", "processes"),
     [
         (1, 1),
-        pytest.param(2, 1, marks=pytest.mark.long),
-        pytest.param(2, 2, marks=pytest.mark.long),
+        (2, 1),
+        (2, 2),
     ],
 )
 def test_a_stop_in_an_evaluation_is_in_time_and_the_evaluation_is_made_up_for(
@@ -101,7 +101,7 @@ def test_a_stop_in_an_evaluation_is_in_time_and_the_evaluation_is_made_up_for(
     runs.assert_same_end(whole, stopped)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_stop_in_the_swa_s_statistics_is_in_time_and_they_are_estimated_again(
     processes, packed, tmp_path
 ):

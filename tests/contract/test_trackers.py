@@ -61,7 +61,7 @@ def test_a_run_killed_twice_has_every_step_once_in_every_tracker(packed, tmp_pat
             assert [step for step, _ in values["weights/fc.weight/values"]] == [6, 12, 18]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_resumed_where_a_tracker_is_not_installed_goes_on_without(packed, tmp_path):
     place = tmp_path / "run"
     words = runs.command(packed, place, "--epochs", "2", "--tensorboard", "--resume")

@@ -401,7 +401,7 @@ def test_what_is_fetched_is_all_that_the_manifest_lists(web, packed):
     assert {p.name for p in folder.iterdir()} == listed | {MANIFEST}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_a_url_resumes_on_it_and_is_evaluated_on_it(web, packed, tmp_path, capsys):
     words = ["train", "demo", "--output-dir", str(tmp_path / "run"), "--device", "cpu"]
     words += ["--model.num-classes", "4", "--batch-size", "32", "--workers", "1"]

@@ -74,7 +74,7 @@ def alter(run_dir, step):
     weights.save(run_dir / "model.safetensors", net.state_dict(), header)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_report_analyses_what_is_not_yet(run_dir, dataset):
     words, _, done = ask(run_dir, data=str(dataset.folder))
     assert "Confidence" in words
