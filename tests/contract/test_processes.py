@@ -28,11 +28,11 @@ def test_two_processes_and_micro_batches_train_what_one_process_trains(
     processes, split, packed, tmp_path
 ):
     places = {}
-    for name, processes, more in (("one", 1, ()), ("other", processes, split)):
+    for name, count, more in (("one", 1, ()), ("other", processes, split)):
         places[name] = tmp_path / name
         sharpness = ("--optim.sam-rho", "0.05", "--optim.sam-every", "3")
         more = ("--epochs", "2", "--ema-horizon", "0.1", *sharpness, *more)
-        words = runs.command(packed, places[name], *more, processes=processes)
+        words = runs.command(packed, places[name], *more, processes=count)
         runs.finish(without_batch_norm(words))
     weights = {
         name: safetensors.torch.load_file(place / "average.safetensors")
