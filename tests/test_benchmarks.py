@@ -90,7 +90,7 @@ def test_benchmarks_run_and_the_network_agrees_with_torchvision(
     assert all(row["agrees"] for row in sections["numerics"]["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_observation_is_measured_with_all_trackers_on(tmp_path: Path) -> None:
     for library in ("tensorboard", "wandb", "trackio", "mlflow"):
         pytest.importorskip(library)
@@ -103,7 +103,7 @@ def test_observation_is_measured_with_all_trackers_on(tmp_path: Path) -> None:
     assert found["shares"][0]["seconds"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grad_cam_is_compared_with_the_library_on_the_demo(tmp_path: Path) -> None:
     pack(DemoSource(train_per_class=1, val_per_class=1), tmp_path / "demo")
     classes = [(c.id, c.name) for c in DemoSource.classes]

@@ -38,7 +38,7 @@ def test_no_shared_memory_is_needed(packed, tmp_path, processes):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_and_cache_that_cannot_be_written_are_read(packed, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(packed, data)

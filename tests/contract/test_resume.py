@@ -63,7 +63,7 @@ def test_lamb_sam_onecycle_and_growing_images_resume_bit_identically_between_the
     assert [r["px"] for r in records if r["kind"] == "train"] == [32] * 6 + [64] * 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     packed, uninterrupted, tmp_path
 ):

@@ -65,6 +65,7 @@ def test_photographs_that_hardly_shrink_are_no_bomb(tmp_path):
     assert open_source(write_zip(tmp_path / "a.zip", tree)).count() == 100
 
 
+@pytest.mark.long
 def test_a_zip_with_more_entries_than_the_old_form_can_count_is_read(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
